@@ -1,0 +1,224 @@
+"""model.py - tokens -> next token: the autoregressive LLM (Sec. 3.1, 3.2, 4.1).
+
+One decoder, LLaMA's architecture trained from scratch, over one sequence of text and video tokens with plain causal
+attention over everything (Sec. 3.1 "Discussion"):
+
+    <sot> t1 ... tN <pad>... <eot> <soi> v1 ... vL          (B, text_len + 3 + L) int64
+
+The text block has a fixed length, so the first video token stands at one fixed position and every shape is static.
+Text ids come first in the vocabulary, then video ids, then ten special tokens (paper: 32000 + 8192 + 10 = 40202). The
+loss is on video tokens only, Eq. (1), and in stage 3 the tokens of the first 17 frames weigh more, Eq. (2).
+
+Parameter names and the rotary convention are Hugging Face's, so a state dict loads into `LlamaForCausalLM`. This file
+knows nothing about pixels, captions or files.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class ModelConfig:
+    """The decoder's shape; the defaults are the paper's 700M model on the paper's tokens."""
+    dim: int = 1536
+    n_layers: int = 20
+    n_heads: int = 12
+    ffn_dim: int = 4096
+    text_vocab: int = 32000
+    video_vocab: int = 8192
+    text_len: int = 128  # captions are cut or padded to this many ids
+    text_tokenizer: str = "gpt2"  # data.TextTokenizer's kind
+    latent_shape: tuple = (17, 16, 16)  # t, h, w of the longest clip: 17 * 16 * 16 = 4352 video tokens
+    tokenizer: str = "paper"  # preset of tokenizer.py
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    cfg_scale: float = 7.5  # default guidance when sampling (Sec. 4.1)
+
+    @property
+    def vocab_size(self):
+        return self.text_vocab + self.video_vocab + 10  # 40202 in the paper
+
+    @property
+    def max_len(self):
+        t, h, w = self.latent_shape
+        return self.text_len + 3 + t * h * w
+
+    # special tokens; <eoi> only closes the paper's count (4352 + 4 = 4356), five more are reserved
+    pad = property(lambda self: self.text_vocab + self.video_vocab)
+    sot = property(lambda self: self.pad + 1)
+    eot = property(lambda self: self.pad + 2)
+    soi = property(lambda self: self.pad + 3)
+
+
+PRESETS = {
+    "toy": ModelConfig(dim=256, n_layers=6, n_heads=4, ffn_dim=704, text_vocab=256, video_vocab=1024, text_len=96,
+                       text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", cfg_scale=1.0),  # 5.5 M
+    "700m": ModelConfig(),  # 0.69 B parameters
+    "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),  # 2.96 B
+    "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),  # 6.81 B
+}
+
+
+def prefix_tokens(config, texts):
+    """Lists of text ids -> the fed prefix <sot> text <pad>... <eot> <soi>, (B, text_len + 3) int64. [] = no caption."""
+    rows = [[config.sot, *ids[:config.text_len], *[config.pad] * (config.text_len - len(ids)), config.eot, config.soi]
+            for ids in texts]
+    return torch.tensor(rows, dtype=torch.int64)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the decoder
+
+class KVCache:
+    """Static key/value memory for decoding: two tensors (layers, B, heads, max_len, head_dim), filled up to `length`."""
+
+    def __init__(self, config, batch, max_len, dtype, device):
+        shape = (config.n_layers, batch, config.n_heads, max_len, config.dim // config.n_heads)
+        self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.length = 0
+
+    def update(self, layer, k, v):
+        """Append k, v (B, heads, S, head_dim) at `length`; returns all keys and values so far."""
+        end = self.length + k.shape[2]
+        self.k[layer, :, :, self.length:end], self.v[layer, :, :, self.length:end] = k, v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+def rotary(config, positions):
+    """cos and sin of LLaMA's rotary embedding at `positions` (S,), each (S, head_dim) float32."""
+    half = config.dim // config.n_heads // 2
+    frequency = config.rope_theta ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
+    angle = positions[:, None].float() * frequency
+    angle = torch.cat([angle, angle], dim=1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotate x (B, heads, S, head_dim), Hugging Face's "rotate half" pairing of channels."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(config.dim, config.dim, bias=False) for _ in range(4))
+
+    def forward(self, x, cos, sin, layer, cache):
+        B, S, D = x.shape
+        q, k, v = (proj(x).view(B, S, self.n_heads, -1).transpose(1, 2)  # (B, heads, S, head_dim)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=S > 1)  # one new token may see everything cached
+        return self.o_proj(x.transpose(1, 2).reshape(B, S, D))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin, layer, cache):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layer, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Everything but the head; named `model` in the state dict, as Hugging Face's."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim, config.norm_eps)
+
+
+class Llama(nn.Module):
+    """The whole language model."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:  # the two projections that write to the residual stream start smaller (GPT-2)
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=0.02 / (2 * config.n_layers) ** 0.5 if residual else 0.02)
+
+    def hidden(self, tokens, cache=None):
+        """tokens (B, S) int64 -> final states (B, S, dim). With a KVCache the tokens continue what it holds; more than
+        one token at once only into an empty cache."""
+        start = cache.length if cache is not None else 0
+        cos, sin = rotary(self.config, torch.arange(start, start + tokens.shape[1], device=tokens.device))
+        x = self.model.embed_tokens(tokens)
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, i, cache)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.model.norm(x)
+
+    def forward(self, tokens, targets=None, early_tokens=0, early_weight=1.0):
+        """tokens (B, S) int64 -> logits (B, S, vocab_size).
+
+        With targets (B, L) int64, the vocabulary ids of v1 ... vL where tokens end in <soi> v1 ... v(L-1): returns
+        (loss, token_losses): Eq. (2) / L averaged over the batch (Eq. (1) at early_weight 1), and the unweighted
+        loss of every video token, (B, L) float32 without gradient.
+        """
+        x = self.hidden(tokens)
+        if targets is None:
+            return self.lm_head(x)
+        logits = self.lm_head(x[:, -targets.shape[1]:])  # only the L positions that predict video
+        losses = token_losses(logits, targets)
+        return weigh(losses, early_tokens, early_weight), losses.detach()
+
+    @torch.no_grad()
+    def video_logits(self, tokens, cache):
+        """Feed tokens (B, S) and return the last position's logits over video codes alone, (B, video_vocab) float32:
+        nothing else can follow <soi>, so only those rows of the head are multiplied."""
+        c = self.config
+        rows = self.lm_head.weight[c.text_vocab:c.text_vocab + c.video_vocab]
+        return F.linear(self.hidden(tokens, cache)[:, -1], rows).float()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the loss
+
+def token_losses(logits, targets):
+    """-log p(v_i | v_<i, t) over the whole vocabulary: logits (B, L, vocab), targets (B, L) -> (B, L) float32."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def weigh(losses, early_tokens, early_weight):
+    """Eq. (2) / L, mean over the batch: the first K = early_tokens of losses (B, L) weigh early_weight = 1 + lambda."""
+    weights = torch.ones(losses.shape[1], device=losses.device)
+    weights[:early_tokens] = early_weight
+    return (losses * weights).mean()
+
+
+def weighted_loss(logits, targets, early_tokens, early_weight):
+    """Eq. (2) divided by L, mean over the batch; Eq. (1) when early_weight is 1.
+
+    logits (B, L, vocab), targets (B, L) int64, early_tokens K: the tokens of the first 17 frames, early_weight 1 + lambda.
+    """
+    return weigh(token_losses(logits, targets), early_tokens, early_weight)
