@@ -89,6 +89,20 @@ def toy_attributes(rng, held=False):
             return attributes
 
 
+def toy_cover(shape, radius, path):
+    """The share of each pixel that the object covers, its centres along `path` (T, 2): float32 (T, H, W) in [0, 1]."""
+    grid = np.arange(SIZE, dtype=np.float32) + 0.5  # pixel centres
+    dx = (grid - path[:, :1].astype(np.float32))[:, None, :]  # (T, 1, W)
+    dy = (grid - path[:, 1:].astype(np.float32))[:, :, None]  # (T, H, 1)
+    if shape == "circle":
+        distance = np.sqrt(dx ** 2 + dy ** 2) - radius
+    elif shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
+    else:  # equilateral, apex up: three half-planes at radius / 2 from the centre
+        distance = np.maximum(dy, 0.75 ** 0.5 * np.abs(dx) - 0.5 * dy) - 0.5 * radius
+    return np.clip(0.5 - distance, 0, 1)
+
+
 def toy_clip(rng, frames=65, attributes=None):
     """One clip of the toy world from a random phase of its endless motion.
 
@@ -104,16 +118,7 @@ def toy_clip(rng, frames=65, attributes=None):
     travelled = phase + speed * np.arange(frames)[:, None] * np.array(moves)
     a["path"] = path = radius + np.abs(travelled % (2 * span) - span)  # (T, 2)
 
-    grid = np.arange(SIZE, dtype=np.float32) + 0.5  # pixel centres
-    dx = (grid - path[:, :1].astype(np.float32))[:, None, :]  # (T, 1, W)
-    dy = (grid - path[:, 1:].astype(np.float32))[:, :, None]  # (T, H, 1)
-    if a["shape"] == "circle":
-        distance = np.sqrt(dx ** 2 + dy ** 2) - radius
-    elif a["shape"] == "square":
-        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
-    else:  # equilateral, apex up: three half-planes at radius / 2 from the centre
-        distance = np.maximum(dy, 0.75 ** 0.5 * np.abs(dx) - 0.5 * dy) - 0.5 * radius
-    cover = np.clip(0.5 - distance, 0, 1)[..., None]  # anti-aliased: the share of the pixel inside, (T, H, W, 1)
+    cover = toy_cover(a["shape"], radius, path)[..., None]  # (T, H, W, 1)
     ground, color = np.float32(BACKGROUNDS[a["background"]]), np.float32(COLORS[a["color"]])
     video = np.rint(ground + cover * (color - ground)).astype(np.uint8)
     wording = WORDINGS[0] if rng.random() < 0.6 else WORDINGS[rng.integers(1, len(WORDINGS))]
@@ -304,7 +309,7 @@ def main():
             videos.append(video)
             captions.append(caption)
         except ValueError as e:
-            tqdm.write(f"skipped: {e}")
+            tqdm.write(f"skipped: {e}", file=sys.stderr)
         if videos and (len(videos) == args.batch_size or i + 1 == len(clips)):
             with torch.no_grad(), torch.autocast(device, torch.bfloat16):
                 tokens.append(tokenizer.encode(to_float(np.stack(videos)).to(device)).cpu().numpy().astype(np.uint16))

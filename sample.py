@@ -16,7 +16,6 @@ import hashlib
 import os
 import pickle
 import sys
-from fractions import Fraction
 
 import torch
 
@@ -198,7 +197,7 @@ class Writer:
         else:
             import imageio.v3
             self.file = imageio.v3.imopen(self.part, "w", plugin="pyav")
-            self.file.init_video_stream("libx264", fps=Fraction(FPS), pixel_format="yuv420p")
+            self.file.init_video_stream("libx264", fps=FPS, pixel_format="yuv420p")
             self.append = self.file.write_frame
 
     def write(self, frames):

@@ -195,8 +195,9 @@ class ClusteringVQ(nn.Module):
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
     def forward(self, z):
-        features = F.normalize(z.movedim(1, -1).float(), dim=-1)  # (B, t, h, w, C)
-        codes = F.normalize(self.codebook.float(), dim=-1)
+        z = z.movedim(1, -1).to(self.codebook.dtype)  # out of autocast's bfloat16
+        features = F.normalize(z, dim=-1)  # (B, t, h, w, C)
+        codes = F.normalize(self.codebook, dim=-1)
         with torch.no_grad():  # nearest on the sphere = largest inner product
             tokens = (features.flatten(0, 3) @ codes.T).argmax(1).view(features.shape[:-1])
         quantized = codes[tokens]
@@ -208,8 +209,8 @@ class ClusteringVQ(nn.Module):
         return quantized.movedim(-1, 1), tokens, loss
 
     def lookup(self, tokens):
-        """tokens (B, t, h, w) -> codes (B, C, t, h, w) float32."""
-        return F.normalize(self.codebook.float(), dim=-1)[tokens].movedim(-1, 1)
+        """tokens (B, t, h, w) -> codes (B, C, t, h, w)."""
+        return F.normalize(self.codebook, dim=-1)[tokens].movedim(-1, 1)
 
     @torch.no_grad()
     def reinitialize(self, seed, step):
@@ -228,7 +229,7 @@ class ClusteringVQ(nn.Module):
         self.seen = []
         size, n = len(self.usage), len(features)
         counts = torch.bincount(tokens, minlength=size).float()
-        errors = (features - F.normalize(self.codebook.float(), dim=-1)[tokens]).square().sum(1) + 1e-9
+        errors = (features - F.normalize(self.codebook, dim=-1)[tokens]).square().sum(1) + 1e-9
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if ranks > 1:  # the ranks' features, one after the other, are the global batch
             dist.all_reduce(counts)

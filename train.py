@@ -203,13 +203,12 @@ def main():
         objective = TokenizerLoss(module, args.adversarial_weight, args.perceptual_weight).to(device)
         players, tokenizer_hash = [objective.tokenizer, objective.discriminator], None
     else:
-        config = override(PRESETS[args.preset], args)
-        if started:
-            config = build(ModelConfig, started["config"])
         own = os.path.join(args.out, "tokenizer.pt")
         tokenizer, tokenizer_hash = load_tokenizer(args.out if os.path.exists(own) else None, device)
-        if tokenizer.config.codebook_size != config.video_vocab:
-            raise ValueError(f"the tokenizer has {tokenizer.config.codebook_size} codes, the model {config.video_vocab}")
+        t = tokenizer.config
+        config = dataclasses.replace(PRESETS[args.preset], video_vocab=t.codebook_size, latent_shape=(
+            latents(t.frames), t.resolution // 8, t.resolution // 8))  # the model speaks the tokenizer's language
+        config = build(ModelConfig, started["config"]) if started else override(config, args)
         if started and started["tokenizer_hash"] != tokenizer_hash:
             raise ValueError("the checkpoint to start from was trained on another tokenizer's tokens")
         if args.data != "toy" and TokenShards(args.data, 1).meta["tokenizer_hash"] != tokenizer_hash:

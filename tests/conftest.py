@@ -1,0 +1,55 @@
+"""What the tests share: the repository root on the path, seeded randomness, and a tiny run of all four stages."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+sys.path.insert(0, os.path.join(ROOT, "experiments"))
+
+# a tokenizer and a model so small that a step takes milliseconds
+TINY = ("--base-channels 4 --multipliers 1 1 2 2 --blocks 0 0 1 1 --codebook-size 32 --dim 32 --n-layers 2 --n-heads 2 "
+        "--ffn-dim 48 --dtype float32 --warmup 2").split()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def command(script, *args, ranks=0):
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks else []
+    return [sys.executable, *launch, os.path.join(ROOT, script), *map(str, args)]
+
+
+def run(script, *args, ranks=0, ok=True):
+    """Run one of the five files as a user does. Returns the finished process; asserts its exit status."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(script, *args, ranks=ranks), capture_output=True, text=True, env=env, timeout=240)
+    assert (done.returncode == 0) == ok, done.stderr[-3000:]
+    return done
+
+
+def fails(script, *args):
+    """The one line that a wrong call prints; asserts that it is one line, no traceback."""
+    error = run(script, *args, ok=False).stderr.strip()
+    assert "Traceback" not in error and len(error.splitlines()) == 1, error
+    return error
+
+
+def metrics(folder, stage):
+    with open(os.path.join(folder, "metrics.jsonl")) as f:
+        return [m for m in map(json.loads, f) if m["stage"] == stage]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder in which the four stages were trained, six steps each, on one process."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for stage in range(4):
+        run("train.py", "--stage", stage, "--steps", 6, "--batch-size", 2, "--out", folder, *TINY)
+    return folder

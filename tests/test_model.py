@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+import torch
+
+from model import PRESETS, KVCache, Llama, ModelConfig, prefix_tokens, weighted_loss
+
+SMALL = ModelConfig(dim=32, n_layers=2, n_heads=4, ffn_dim=48, text_vocab=20, video_vocab=30, text_len=6,
+                    latent_shape=(3, 2, 2))
+
+
+def small():
+    model = Llama(SMALL).double().eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def test_parameter_counts():
+    for name, count in (("700m", 0.69e9), ("3b", 2.96e9), ("7b", 6.81e9)):
+        with torch.device("meta"):
+            assert abs(sum(p.numel() for p in Llama(PRESETS[name]).parameters()) / count - 1) < 0.02
+        assert PRESETS[name].vocab_size == 40202
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Llama(PRESETS["toy"]).parameters()) < 8e6
+
+
+def test_prefix_has_one_length():
+    tokens = prefix_tokens(SMALL, [[1, 2], [], list(range(20))])
+    pad, sot, eot, soi = SMALL.pad, SMALL.sot, SMALL.eot, SMALL.soi
+    assert tokens.tolist() == [[sot, 1, 2, pad, pad, pad, pad, eot, soi], [sot] + [pad] * 6 + [eot, soi],
+                               [sot, 0, 1, 2, 3, 4, 5, eot, soi]]
+    assert len({pad, sot, eot, soi}) == 4 and max(pad, sot, eot, soi) < SMALL.vocab_size
+
+
+def test_causal():
+    model, tokens = small(), torch.randint(SMALL.vocab_size, (2, 15))
+    logits = model(tokens)
+    tokens[:, 9] = (tokens[:, 9] + 1) % SMALL.vocab_size
+    changed = (model(tokens) - logits).abs().amax((0, 2))
+    assert changed[:9].max() < 1e-12 and changed[9:].min() > 1e-6
+
+
+@pytest.mark.parametrize("early_weight", [1.0, 2.0, 4.0])
+def test_weighted_loss_is_eq_2(early_weight):
+    logits, targets = torch.randn(3, 8, 11).double(), torch.randint(11, (3, 8))
+    expected = 0
+    for b in range(3):
+        for i in range(8):
+            p = logits[b, i].exp() / logits[b, i].exp().sum()
+            expected -= (early_weight if i < 5 else 1) * p[targets[b, i]].log()
+    assert torch.allclose(weighted_loss(logits, targets, 5, early_weight).double(), expected / 8 / 3, atol=1e-6)
+
+
+def test_forward_with_targets_is_the_weighted_loss():
+    model = small().float()
+    video = torch.randint(30, (2, 12)) + SMALL.text_vocab
+    tokens = torch.cat([prefix_tokens(SMALL, [[3, 4], []]), video], 1)
+    loss, losses = model(tokens[:, :-1], video, early_tokens=4, early_weight=2.0)
+    logits = model(tokens)[:, SMALL.text_len + 2:-1]  # from <soi> on
+    assert torch.allclose(loss, weighted_loss(logits, video, 4, 2.0)) and losses.shape == (2, 12)
+    assert torch.allclose(losses.mean(), weighted_loss(logits, video, 4, 1.0))
+
+
+def test_cached_decoding_equals_uncached():
+    model, tokens = small(), torch.randint(SMALL.vocab_size, (2, 15))
+    cache = KVCache(SMALL, 2, 15, torch.float64, "cpu")
+    rows = slice(SMALL.text_vocab, SMALL.text_vocab + SMALL.video_vocab)
+    steps = [model.video_logits(tokens[:, :9], cache)] + [model.video_logits(tokens[:, i:i + 1], cache) for i in range(9, 15)]
+    expected = model(tokens)[:, 8:, rows]
+    assert torch.allclose(torch.stack(steps, 1).double(), expected, atol=1e-5)
+
+
+def test_rotary_positions_matter_and_are_relative():
+    """Attention depends on distances: shifting a sequence by a prefix that nobody can tell apart changes nothing else."""
+    config = dataclasses.replace(SMALL, n_layers=1)
+    model = Llama(config).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    a = model(torch.tensor([[1, 2, 3]]))[0, -1]
+    assert not torch.allclose(a, model(torch.tensor([[2, 1, 3]]))[0, -1])
+    assert torch.allclose(model(torch.tensor([[5] * 9])), model(torch.tensor([[5]])).expand(1, 9, -1))

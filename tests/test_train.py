@@ -1,0 +1,94 @@
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from conftest import TINY, command, fails, metrics, run
+
+from train import FRAME_RANGES
+
+
+def losses(folder, stage):
+    return [m["loss"] for m in metrics(folder, stage)]
+
+
+def test_four_stages_from_nothing(tiny):
+    for stage, frames in enumerate((65, 1, 17, 65)):
+        lines = metrics(tiny, stage)
+        assert [m["step"] for m in lines] == list(range(6)) and all(m["loss"] > 0 and m["lr"] > 0 for m in lines)
+        assert lines[-1]["frames"] == (1 if stage in (0, 2, 3) and 5 % 5 == 0 else frames) and "val_loss" in lines[-1]
+    long = next(m for m in metrics(tiny, 3) if m["frames"] == 65)
+    assert {f"loss_{name}" for name in FRAME_RANGES} < set(long)
+    early = 5 / 17  # Eq. (2) with lambda = 1 counts the first 5 of 17 latent frames twice
+    ranges = [(long[f"loss_{n}"], b - a) for n, (a, b) in FRAME_RANGES.items()]
+    plain = sum(loss * n for loss, n in ranges) / 17
+    twice = sum(loss * n for loss, n in ranges[:2]) / 5
+    assert long["loss"] == pytest.approx(plain + early * twice, abs=1e-3)
+
+
+def test_training_learns(tmp_path):
+    run("train.py", "--stage", 0, "--steps", 40, "--batch-size", 1, "--out", tmp_path, *TINY, "--lr", "3e-3")
+    lines = [m["loss"] for m in metrics(tmp_path, 0)]
+    assert lines[14] < 0.8 * lines[0]
+    run("train.py", "--stage", 1, "--steps", 30, "--batch-size", 16, "--out", tmp_path, *TINY, "--lr", "1e-2")
+    lines = losses(tmp_path, 1)
+    assert lines[-1] < 0.75 * lines[0]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, stage):
+    """SIGKILL in the middle, then --resume: the same losses to the last digit."""
+    args = ["--stage", stage, "--steps", 8, "--batch-size", 2, "--save-every", 3, *TINY]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        for file in ("tokenizer.pt", "stage2.pt") if stage else ():
+            os.link(tiny / file, tmp_path / name / file)
+    run("train.py", *args, "--out", tmp_path / "whole")
+    process = subprocess.Popen(command("train.py", *args, "--out", tmp_path / "killed"), stderr=subprocess.DEVNULL,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    log = tmp_path / "killed" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 5):
+        time.sleep(0.01)
+    assert process.poll() is None, "finished before it was killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(log, "a") as f:
+        f.write('{"stage": 0, "st')  # a half-written line, as a kill can leave
+    run("train.py", *args, "--out", tmp_path / "killed", "--resume")
+    same = [[{k: m[k] for k in m if k.startswith(("step", "loss", "val"))} for m in metrics(tmp_path / n, stage)]
+            for n in ("whole", "killed")]
+    assert same[0] == same[1] and len(same[0]) == 8
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_processes_follow_one(tiny, tmp_path, stage):
+    """torchrun with two ranks, and one process with accumulation: the same batches, the same losses."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for file in ("tokenizer.pt", f"stage{stage - 1}.pt") if stage else ():
+            if (tiny / file).exists():
+                os.link(tiny / file, tmp_path / name / file)
+    # the adversarial game starts on the fourth step, so that both its halves are compared as well
+    args = ["--stage", stage, "--steps", 5, "--batch-size", 2, "--image-every", 3, *TINY]
+    run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "one")
+    run("train.py", *args, "--out", tmp_path / "two", ranks=2)
+    assert losses(tmp_path / "two", stage) == pytest.approx(losses(tmp_path / "one", stage), abs=2e-4)
+    if stage == 0:
+        one, two = (torch.load(tmp_path / n / "tokenizer.pt", weights_only=True)["weights"] for n in ("one", "two"))
+        assert (one["vq.codebook"] - two["vq.codebook"]).norm(dim=1).median() < 1e-2
+
+
+def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
+    before = (tiny / "stage1.pt").read_bytes()
+    assert "exists" in fails("train.py", "--stage", 1, "--out", tiny)
+    assert "train stage 2 first" in fails("train.py", "--stage", 3, "--out", tmp_path)
+    assert "shared equally" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--batch-size", 0, "--steps", 1) \
+        or "at least 1" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--batch-size", 0)
+    assert "no token shards" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--data", tmp_path)
+    (tmp_path / "stage1.pt").write_bytes(before[:1000])
+    assert "cut short" in fails("train.py", "--stage", 2, "--out", tmp_path)
+    assert (tiny / "stage1.pt").read_bytes() == before
+    assert json.loads((tiny / "metrics.jsonl").read_text().splitlines()[0])["step"] == 0
