@@ -1,0 +1,28 @@
+"""The GIF on top of the README: four prompts side by side, a minute each, at four times their speed.
+
+    python experiments/gallery.py assets/minute.gif
+"""
+import os
+import sys
+
+import imageio.v2
+import numpy as np
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from data import FPS  # noqa: E402
+from sample import generate_batch, load  # noqa: E402
+
+PROMPTS = ["a large yellow square moves up and down slowly on a navy background",
+           "a small red circle moves left and right quickly on a gray background",
+           "a large green triangle moves diagonally slowly on a black background",
+           "a small white square moves diagonally quickly on a navy background"]
+
+if __name__ == "__main__":
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    clips = generate_batch(*load(None, device), PROMPTS, seconds=60, seeds=range(len(PROMPTS)))
+    videos = np.concatenate(list(clips), axis=1).repeat(2, 2).repeat(2, 3)  # (B, T, H, W, 3)
+    videos[:, :, :, -2:] = 255  # a line between neighbours
+    with imageio.v2.get_writer(sys.argv[1], mode="I", duration=250 / FPS, loop=0) as writer:
+        for frames in videos.swapaxes(0, 1):
+            writer.append_data(np.concatenate(frames, axis=1))

@@ -1,0 +1,30 @@
+"""Make the small checkpoints that ship: bfloat16 weights without optimizer, from a folder that train.py wrote.
+
+    python experiments/ship.py out checkpoints/toy
+"""
+import os
+import shutil
+import sys
+
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from sample import load_checkpoint  # noqa: E402
+
+
+def ship(source, target):
+    """Write tokenizer.pt, stage3.pt and metrics.jsonl of folder `source`, made small, to folder `target`."""
+    os.makedirs(target, exist_ok=True)
+    for name in ("tokenizer", "stage3"):
+        checkpoint = load_checkpoint(os.path.join(source, name + ".pt"), name)
+        small = {k: checkpoint[k] for k in ("kind", "config", "step", "seed", "tokenizer_hash")}
+        small["weights"] = {k: v.bfloat16() for k, v in checkpoint["weights"].items()}
+        torch.save(small, os.path.join(target, name + ".pt"))
+    shutil.copy(os.path.join(source, "metrics.jsonl"), target)
+
+
+if __name__ == "__main__":
+    try:
+        ship(*sys.argv[1:])
+    except (ValueError, OSError, TypeError) as e:
+        sys.exit(f"ship.py: {e}")
