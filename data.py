@@ -143,15 +143,15 @@ def read_clip(path, n_frames, fps=FPS, size=128):
                 start = frame.time if start is None else start
                 # every instant before this frame's own still shows the one before it (1 ms of slack for rounding)
                 while shown is not None and len(clip) < n_frames and len(clip) / fps < frame.time - start - 1e-3:
-                    clip.append(shown)
+                    clip.append(square(shown, size))
                 if len(clip) == n_frames:
                     break
-                shown = square(frame, size)
+                shown = frame
                 end = frame.time - start + 1 / float(stream.average_rate or fps)
     except (av.FFmpegError, OSError, IndexError, TypeError) as e:
         raise ValueError(f"{path}: not a readable video ({e})") from e
     while shown is not None and len(clip) < n_frames and len(clip) / fps < end - 1e-3:
-        clip.append(shown)  # the last picture stays on screen to the end of the file
+        clip.append(square(shown, size))  # the last picture stays on screen to the end of the file
     if len(clip) < n_frames:
         raise ValueError(f"{path}: {len(clip)} frames at {fps} frames/s, {n_frames} are needed")
     return np.stack(clip)
@@ -190,12 +190,14 @@ class TokenShards:
         try:
             with open(os.path.join(folder, "meta.json")) as f:
                 self.meta = json.load(f)
-            names = sorted(n.removesuffix(".tokens.npy") for n in os.listdir(folder) if n.endswith(".tokens.npy"))
-            for name in names:
-                if int(name.rsplit(".t", 1)[1]) >= latent_frames:
-                    self.tokens.append(np.load(os.path.join(folder, name + ".tokens.npy"), mmap_mode="r"))
-                    with open(os.path.join(folder, name + ".captions.jsonl")) as f:
+            for name in sorted(n for n in os.listdir(folder) if n.endswith(".tokens.npy")):
+                tokens = np.load(os.path.join(folder, name), mmap_mode="r")
+                if tokens.shape[1] >= latent_frames:
+                    with open(os.path.join(folder, name.removesuffix("tokens.npy") + "captions.jsonl")) as f:
                         self.captions.append([json.loads(line)["caption"] for line in f])
+                    self.tokens.append(tokens)
+                    if len(tokens) != len(self.captions[-1]):
+                        raise ValueError(f"{name}: {len(tokens)} clips but {len(self.captions[-1])} captions")
         except (OSError, ValueError, KeyError) as e:
             raise ValueError(f"{folder}: no token shards here ({e}); write some with data.py") from e
         self.ends = np.cumsum([len(t) for t in self.tokens])
@@ -218,7 +220,7 @@ class Clips(torch.utils.data.Dataset):
     number of worker processes and any number of ranks see the same batches. source: "toy" (drawn on the spot), a
     folder of token shards, or, for the tokenizer's own training, a folder of video files. A sample is int64 tokens
     (t, h, w) from shards, uint8 video (T, H, W, 3) otherwise. The caption is dropped (empty) with probability 0.1, for
-    classifier-free guidance. held: validation samples, from other seeds or from the last 64th of the shards.
+    classifier-free guidance. held: validation samples, from other seeds or the last 64th of the files or shard rows.
     """
 
     def __init__(self, source, seed, stage, resolution=SIZE, held=False):
@@ -240,7 +242,7 @@ class Clips(torch.utils.data.Dataset):
             return toy_clip(rng, frames)[:2]
         if self.files:
             for _ in range(100):  # files that are too short or broken are passed over
-                path, caption = self.files[rng.integers(len(self.files))]
+                path, caption = self.files[self.choose(rng, len(self.files))]
                 try:
                     return read_clip(path, frames, size=self.resolution), caption
                 except ValueError:
@@ -249,9 +251,12 @@ class Clips(torch.utils.data.Dataset):
         t = 1 + (frames - 1) // 4
         if t not in self.shards:
             self.shards[t] = TokenShards(self.source, t)
-        n = len(self.shards[t])
-        kept = n // 64
-        return self.shards[t][rng.integers(n - kept, n) if self.held and kept else rng.integers(n - kept)]
+        return self.shards[t][self.choose(rng, len(self.shards[t]))]
+
+    def choose(self, rng, n):
+        """One of n clips: of the last 64th, at least one, for validation; of the others for training."""
+        kept = max(1, n // 64) if n > 1 else 0
+        return rng.integers(n - kept, n) if self.held and kept else rng.integers(n - kept)
 
 
 def list_folder(folder):
@@ -286,6 +291,8 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, tokenizer_hash = load_tokenizer(args.ckpt, device)
     config = tokenizer.config
+    if args.clips < 1 or args.batch_size < 1:
+        raise ValueError("--clips and --batch-size must be at least 1")
     if os.path.exists(os.path.join(args.out, "meta.json")):
         raise ValueError(f"{args.out} holds shards already; choose another --out or remove it")
     if args.source == "toy":

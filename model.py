@@ -40,10 +40,9 @@ class ModelConfig:
     def vocab_size(self):
         return self.text_vocab + self.video_vocab + 10  # 40202 in the paper
 
-    @property
-    def max_len(self):
-        t, h, w = self.latent_shape
-        return self.text_len + 3 + t * h * w
+    def __post_init__(self):
+        if self.dim % (2 * self.n_heads):
+            raise ValueError(f"dim {self.dim} must be a multiple of twice the {self.n_heads} heads")
 
     # special tokens; <eoi> only closes the paper's count (4352 + 4 = 4356), five more are reserved
     pad = property(lambda self: self.text_vocab + self.video_vocab)
@@ -144,14 +143,26 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Decoder(nn.Module):
-    """Everything but the head; named `model` in the state dict, as Hugging Face's."""
+class Transformer(nn.Module):
+    """Everything but the head: tokens (B, S) -> states (B, S, dim). Named `model` in the state dict, as Hugging Face's."""
 
     def __init__(self, config):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.config = config
+
+    def forward(self, tokens, cache=None):
+        """With a KVCache the tokens continue what it holds; more than one at once only into an empty cache."""
+        start = cache.length if cache is not None else 0
+        cos, sin = rotary(self.config, torch.arange(start, start + tokens.shape[1], device=tokens.device))
+        x = self.embed_tokens(tokens)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, i, cache)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.norm(x)
 
 
 class Llama(nn.Module):
@@ -160,24 +171,12 @@ class Llama(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = Transformer(config)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         for name, p in self.named_parameters():
             if p.ndim == 2:  # the two projections that write to the residual stream start smaller (GPT-2)
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=0.02 / (2 * config.n_layers) ** 0.5 if residual else 0.02)
-
-    def hidden(self, tokens, cache=None):
-        """tokens (B, S) int64 -> final states (B, S, dim). With a KVCache the tokens continue what it holds; more than
-        one token at once only into an empty cache."""
-        start = cache.length if cache is not None else 0
-        cos, sin = rotary(self.config, torch.arange(start, start + tokens.shape[1], device=tokens.device))
-        x = self.model.embed_tokens(tokens)
-        for i, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, i, cache)
-        if cache is not None:
-            cache.length += tokens.shape[1]
-        return self.model.norm(x)
 
     def forward(self, tokens, targets=None, early_tokens=0, early_weight=1.0):
         """tokens (B, S) int64 -> logits (B, S, vocab_size).
@@ -186,7 +185,7 @@ class Llama(nn.Module):
         (loss, token_losses): Eq. (2) / L averaged over the batch (Eq. (1) at early_weight 1), and the unweighted
         loss of every video token, (B, L) float32 without gradient.
         """
-        x = self.hidden(tokens)
+        x = self.model(tokens)
         if targets is None:
             return self.lm_head(x)
         logits = self.lm_head(x[:, -targets.shape[1]:])  # only the L positions that predict video
@@ -199,7 +198,7 @@ class Llama(nn.Module):
         nothing else can follow <soi>, so only those rows of the head are multiplied."""
         c = self.config
         rows = self.lm_head.weight[c.text_vocab:c.text_vocab + c.video_vocab]
-        return F.linear(self.hidden(tokens, cache)[:, -1], rows).float()
+        return F.linear(self.model(tokens, cache)[:, -1], rows).float()
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the loss

@@ -47,7 +47,9 @@ def load_checkpoint(path, kind=None):
 
 
 def build(cls, config):
-    """A config dataclass from a checkpoint's dict."""
+    """A config dataclass from a checkpoint's dict. Raises ValueError if it is another's."""
+    if {f.name for f in dataclasses.fields(cls)} != config.keys():
+        raise ValueError(f"a checkpoint of another kind: its settings are no {cls.__name__}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
 
 
@@ -58,12 +60,12 @@ def load_tokenizer(folder=None, device="cpu"):
     one training wrote are the same tokenizer. Raises ValueError if there is none.
     """
     checkpoint = load_checkpoint(os.path.join(folder or SHIPPED, "tokenizer.pt"), "tokenizer")
-    weights = {k: v.bfloat16() for k, v in checkpoint["weights"].items() if k != "vq.usage"}
+    weights = {k: v.bfloat16() for k, v in checkpoint["weights"].items()}
     digest = hashlib.sha256()
-    for name in sorted(weights):
+    for name in sorted(weights.keys() - {"vq.usage"}):  # a record of training, it changes no token
         digest.update(name.encode() + weights[name].contiguous().view(torch.int16).numpy().tobytes())
     tokenizer = VideoTokenizer(build(TokenizerConfig, checkpoint["config"]))
-    tokenizer.load_state_dict(weights, strict=False)
+    tokenizer.load_state_dict(weights)
     return tokenizer.to(device).eval().requires_grad_(False), digest.hexdigest()[:16]
 
 
@@ -86,9 +88,10 @@ def load(path=None, device="cpu"):
     tokenizer, tokenizer_hash = load_tokenizer(folder if own else None, device)
     if checkpoint["tokenizer_hash"] != tokenizer_hash:
         raise ValueError(f"{path} was trained on the tokens of another tokenizer than the one beside it")
-    model = Llama(build(ModelConfig, checkpoint["config"]))
-    model.load_state_dict(checkpoint["weights"])
-    model.to(device, torch.float32 if device == "cpu" else torch.bfloat16)
+    with torch.device("meta"):  # no memory and no initialisation: the weights come from the file
+        model = Llama(build(ModelConfig, checkpoint["config"]))
+    model.load_state_dict(checkpoint["weights"], assign=True)
+    model.to(device, torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
     return model.eval().requires_grad_(False), tokenizer, TextTokenizer(model.config.text_tokenizer)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,6 +192,7 @@ class Writer:
             raise ValueError(f"--out must end in .mp4 or .gif: {path}")
         if not os.access(os.path.dirname(path) or ".", os.W_OK) or os.path.isdir(path):
             raise ValueError(f"cannot write {path}")
+        self.frames = 0
         self.part = f"{path[:-4]}.part{ending}"
         if ending == ".gif":
             import imageio.v2
@@ -203,6 +207,7 @@ class Writer:
     def write(self, frames):
         for frame in frames:  # uint8 (T, H, W, 3)
             self.append(frame)
+        self.frames += len(frames)
 
     def close(self):
         self.file.close()
@@ -232,11 +237,14 @@ def main():
     clips = plan(args.seconds, longest)
     writer = Writer(args.out)
     with tqdm(total=sum(n for _, _, n in clips) * h * w, unit="token", desc=args.out) as bar:
-        for frames in generate(model, tokenizer, text, args.prompt, args.seconds, args.cfg_scale, args.top_k,
-                               args.temperature, args.seed, not args.no_reencode, bar.update):
-            writer.write(frames)
+        try:
+            for frames in generate(model, tokenizer, text, args.prompt, args.seconds, args.cfg_scale, args.top_k,
+                                   args.temperature, args.seed, not args.no_reencode, bar.update):
+                writer.write(frames)
+        except KeyboardInterrupt:
+            bar.write("interrupted: keeping the clips made so far")
     writer.close()
-    print(f"{round(FPS * args.seconds)} frames at {FPS} frames/s -> {args.out}")
+    print(f"{writer.frames} frames at {FPS} frames/s -> {args.out}")
 
 
 if __name__ == "__main__":

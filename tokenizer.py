@@ -33,15 +33,25 @@ class TokenizerConfig:
     frames: int = 65  # the longest clip
     base_channels: int = 128
     multipliers: tuple = (1, 2, 2, 4)  # channels of each level, x base_channels; a x2 downsampling between levels
-    blocks: tuple = (4, 4, 6, 4)  # residual blocks of each level
+    encoder_blocks: tuple = (4, 4, 6, 4)  # residual blocks of each level
+    decoder_blocks: tuple = (4, 4, 6, 4)
     temporal: tuple = (False, True, True)  # which downsamplings also halve time
     codebook_size: int = 8192
     code_dim: int = 8
 
+    def __post_init__(self):
+        if (*map(len, (self.multipliers, self.encoder_blocks, self.decoder_blocks, self.temporal)), sum(self.temporal)
+                ) != (4, 4, 4, 3, 2):
+            raise ValueError("the tokenizer compresses 8x8x4: four multipliers, four blocks, two of three temporal halvings")
+        if self.resolution % 8 or min(self.base_channels, *self.multipliers, self.codebook_size, self.code_dim) < 1:
+            raise ValueError("resolution must be a multiple of 8, and every channel, multiplier and code count positive")
+
 
 TOKENIZER_PRESETS = {
-    "toy": TokenizerConfig(resolution=64, base_channels=16, multipliers=(1, 2, 3, 4), blocks=(0, 1, 1, 2),
-                           codebook_size=1024),
+    # the toy's encoder is short-sighted on purpose: plain ground that sees no object always has the same token, and the
+    # language model need not predict noise (with the decoder's depth those tokens held 3 bits each, now under one)
+    "toy": TokenizerConfig(resolution=64, base_channels=16, multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 0, 0),
+                           decoder_blocks=(0, 1, 1, 2), codebook_size=1024),
     "paper": TokenizerConfig(),
 }
 
@@ -77,16 +87,14 @@ class Norm(nn.LayerNorm):
 
 
 class ResBlock(nn.Module):
-    def __init__(self, dim_in, dim_out):
+    def __init__(self, dim):
         super().__init__()
-        self.norm1, self.conv1 = Norm(dim_in), CausalConv3d(dim_in, dim_out)
-        self.norm2, self.conv2 = Norm(dim_out), CausalConv3d(dim_out, dim_out)
-        self.skip = CausalConv3d(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
+        self.norm1, self.conv1 = Norm(dim), CausalConv3d(dim, dim)
+        self.norm2, self.conv2 = Norm(dim), CausalConv3d(dim, dim)
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.skip(x) + h
+        return x + self.conv2(F.silu(self.norm2(h)))
 
 
 def repeat(x, temporal):
@@ -139,7 +147,7 @@ class Encoder(nn.Module):
         self.conv_in = CausalConv3d(3, dims[0])
         self.layers = nn.Sequential()
         for level, dim in enumerate(dims):
-            self.layers.extend(ResBlock(dim, dim) for _ in range(config.blocks[level]))
+            self.layers.extend(ResBlock(dim) for _ in range(config.encoder_blocks[level]))
             if level < len(dims) - 1:
                 stride = (2 if config.temporal[level] else 1, 2, 2)
                 self.layers.append(CausalConv3d(dim, dims[level + 1], stride=stride))
@@ -161,7 +169,7 @@ class Decoder(nn.Module):
         for level in reversed(range(len(dims))):
             dim = dims[level]
             self.adaptive.append(AdaptiveNorm(dim, config.code_dim))
-            self.levels.append(nn.Sequential(*(ResBlock(dim, dim) for _ in range(config.blocks[level]))))
+            self.levels.append(nn.Sequential(*(ResBlock(dim) for _ in range(config.decoder_blocks[level]))))
             if level > 0:
                 self.up.append(Upsample(dim, dims[level - 1], config.temporal[level - 1]))
         self.norm_out, self.conv_out = Norm(dims[0]), CausalConv3d(dims[0], 3)
@@ -201,7 +209,7 @@ class ClusteringVQ(nn.Module):
         with torch.no_grad():  # nearest on the sphere = largest inner product
             tokens = (features.flatten(0, 3) @ codes.T).argmax(1).view(features.shape[:-1])
         quantized = codes[tokens]
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             self.seen.append((features.detach().flatten(0, 3), tokens.flatten()))
         loss = (quantized - features.detach()).square().sum(-1).mean() \
             + self.commitment * (quantized.detach() - features).square().sum(-1).mean()
@@ -218,7 +226,7 @@ class ClusteringVQ(nn.Module):
 
             N_k   <- N_k g + n_k / n (1 - g)                usage: n_k of the n features chose code k, g = 0.99
             a_k   =  exp(-10 N_k K / (1 - g))               1 for a dead code, ~0 for one used more than K^-1 / 200
-            e_k   <- e_k (1 - a_k) + anchor_k a_k           anchor_k: a random feature of the batch
+            e_k   <- e_k (1 - a_k) + anchor_k a_k           anchor_k: a random feature of the batch, both of length 1
 
         The anchors are drawn with the features' quantisation error as weight (as k-means++ does): most of a video is
         plain ground that one code serves well, and the new codes belong where the picture is still wrong. Counts and
@@ -260,18 +268,18 @@ class VideoTokenizer(nn.Module):
 
     def forward(self, video):
         """video (B, 3, T, H, W) in [-1, 1] -> reconstruction (same shape), vq loss (scalar), tokens (B, t, h, w)."""
-        quantized, tokens, loss = self.vq(self.encoder(self.check(video)))
+        quantized, tokens, loss = self.vq(self.encoder(self.prepare(video)))
         return self.decoder(quantized), loss, tokens
 
     def encode(self, video):
         """video (B, 3, T, H, W) float in [-1, 1] -> tokens (B, t, h, w) int64. ValueError for a shape it cannot take."""
-        return self.vq(self.encoder(self.check(video)))[1]
+        return self.vq(self.encoder(self.prepare(video)))[1]
 
     def decode(self, tokens):
         """tokens (B, t, h, w) int64 -> video (B, 3, T, H, W) float, T = 1 + 4(t-1), about [-1, 1] (not clamped)."""
         return self.decoder(self.vq.lookup(tokens))
 
-    def check(self, video):
+    def prepare(self, video):
         if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] % 4 != 1 or video.shape[3] % 8 or video.shape[4] % 8:
             raise ValueError(f"video must be (B, 3, 1 + 4k, 8h, 8w), got {tuple(video.shape)}")
         return video.contiguous(memory_format=torch.channels_last_3d)

@@ -6,10 +6,10 @@
     --stage 3   on images and 65-frame clips, early tokens weighing 1 + lambda, Eq. (2)
 
     python train.py --stage 1                               # one process: the toy preset, its world drawn on the fly
-    torchrun --nproc-per-node 8 train.py --stage 3 --preset 7b --data shards/ --out runs/7b        # data parallel
+    torchrun --nproc-per-node 8 train.py --stage 3 --preset 700m --data shards/ --out runs/700m    # data parallel
 
 Each stage starts from the one before it in --out; the tokenizer is the one in --out, or the shipped toy one. A step is
-all images or all clips, and image steps hold proportionally more of them, so that the tokens of a step stay equal.
+all images or all clips, and image steps hold proportionally more of them, so that the tokens of a step stay about equal.
 Sample i of step s is a pure function of (seed, stage, s, i): a resumed run continues exactly, and the number of
 processes changes nothing. Everything lands in --out: tokenizer.pt, stage1.pt ... and metrics.jsonl, a line a step.
 """
@@ -38,9 +38,10 @@ FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9), "34-49": (9, 13), 
 # steps, batch size, learning rate, warm-up steps, by stage (Sec. 4.1)
 PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (100_000, 256, 1e-4, 10_000)]
-TOY = [(6000, 2, 2e-3, 100), (1000, 64, 2e-3, 100), (1800, 16, 1.5e-3, 100),
-       (1500, 8, 1e-3, 100)]
+TOY = [(4500, 2, 2e-3, 100), (1000, 64, 2e-3, 100), (1500, 16, 1.5e-3, 100), (1500, 8, 1e-3, 100)]
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, for MFU
+
+MAY_CHANGE = {"out", "micro_batch", "compile", "workers", "save_every", "init", "resume", "overwrite"}  # on --resume
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what a step is made of
@@ -125,9 +126,12 @@ def parse():
     p.add_argument("--resume", action="store_true", default=False, help="continue the stage exactly where it was saved")
     p.add_argument("--overwrite", action="store_true", default=False, help="start the stage again")
     p.add_argument("--seed", type=int, default=0)
-    for config in (ModelConfig, TokenizerConfig):  # every number of the presets is a flag of the same name
+    follows = {"frames", "text_vocab", "video_vocab", "latent_shape"}  # from the stages and the two tokenizers
+    for config in (ModelConfig, TokenizerConfig):  # every other number of the presets is a flag of the same name
         group = p.add_argument_group(config.__name__)
         for f in dataclasses.fields(config):
+            if f.name in follows:
+                continue
             if f.type in (int, float):
                 group.add_argument("--" + f.name.replace("_", "-"), type=f.type)
             elif f.type is tuple:
@@ -137,16 +141,22 @@ def parse():
     for name, value in dict(steps=steps, batch_size=batch_size, lr=lr, warmup=warmup).items():
         if not hasattr(args, name):
             setattr(args, name, value)
-    if min(args.steps, args.batch_size, getattr(args, "micro_batch", 1), args.save_every) < 1:
-        raise ValueError("--steps, --batch-size, --micro-batch and --save-every must be at least 1")
+    if not hasattr(args, "micro_batch"):
+        args.micro_batch = args.batch_size if args.preset == "toy" else 1
+    if min(args.steps, args.batch_size, args.micro_batch, args.save_every, args.image_every + 1) < 1:
+        raise ValueError("--steps, --batch-size, --micro-batch and --save-every must be at least 1, --image-every 0 or more")
     args.warmup = min(args.warmup, args.steps // 2)
     return args
 
 
-def override(config, args):
-    """A preset's config with the flags of the same names put in."""
+def settle(config, args, started):
+    """The preset's config, or that of the checkpoint to start from, with the flags of the same names put in."""
+    config = build(type(config), started["config"]) if started else config
     values = {f.name: getattr(args, f.name) for f in dataclasses.fields(config) if hasattr(args, f.name)}
-    return dataclasses.replace(config, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    chosen = dataclasses.replace(config, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    if started and (chosen != config or started["args"]["preset"] != args.preset):
+        raise ValueError("the checkpoint to start from has another shape: leave its flags and --preset as they were")
+    return chosen
 
 
 def save_atomically(path, checkpoint):
@@ -179,7 +189,7 @@ def main():
         dist.init_process_group("nccl" if device != "cpu" else "gloo")
     if args.batch_size % ranks:
         raise ValueError(f"--batch-size {args.batch_size} cannot be shared equally by {ranks} processes")
-    args.micro_batch = min(getattr(args, "micro_batch", args.batch_size), args.batch_size // ranks)
+    args.micro_batch = min(args.micro_batch, args.batch_size // ranks)
     if device != "cpu":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
@@ -191,31 +201,36 @@ def main():
     if os.path.exists(path) and not (args.resume or args.overwrite):
         raise ValueError(f"{path} exists: give --resume to continue it, --overwrite to train it again, or another --out")
     resumed = load_checkpoint(path, name) if args.resume and os.path.exists(path) else None
+    same = {k: v for k, v in vars(args).items() if k not in MAY_CHANGE}  # what a resumed run must share
+    for key, value in resumed["args"].items() if resumed else ():
+        if same.get(key) != value:
+            raise ValueError(f"{path} was trained with {key} {value}, not {same.get(key)}: resume with the same flags")
     parent = args.init or (os.path.join(args.out, NAMES[stage - 1] + ".pt") if stage > 1 else "none")
-    if not resumed and parent != "none" and not os.path.exists(parent):
+    if not resumed and parent != "none" and not (args.init or os.path.exists(parent)):
         raise ValueError(f"{parent} does not exist: train stage {stage - 1} first, or start from nothing by --init none")
     started = resumed or (load_checkpoint(parent) if parent != "none" else None)
 
     # --- the network and what it is fed with
     tokenizer = text = None
     if stage == 0:
-        config = (build(TokenizerConfig, started["config"]) if started
-                  else override(TOKENIZER_PRESETS[PRESETS[args.preset].tokenizer], args))
+        config = settle(TOKENIZER_PRESETS[PRESETS[args.preset].tokenizer], args, started)
         module = VideoTokenizer(config).to(device)
         objective = TokenizerLoss(module, args.adversarial_weight, args.perceptual_weight).to(device)
         players, tokenizer_hash = [objective.tokenizer, objective.discriminator], None
     else:
-        own = os.path.join(args.out, "tokenizer.pt")
-        tokenizer, tokenizer_hash = load_tokenizer(args.out if os.path.exists(own) else None, device)
+        own = os.path.exists(os.path.join(args.out, "tokenizer.pt"))
+        if not own and args.preset != "toy":
+            raise ValueError(f"no tokenizer.pt in {args.out}: train it by --stage 0 (only the toy preset ships one)")
+        tokenizer, tokenizer_hash = load_tokenizer(args.out if own else None, device)
         t = tokenizer.config
         config = dataclasses.replace(PRESETS[args.preset], video_vocab=t.codebook_size, latent_shape=(
             latents(t.frames), t.resolution // 8, t.resolution // 8))  # the model speaks the tokenizer's language
-        config = build(ModelConfig, started["config"]) if started else override(config, args)
         if started and started["tokenizer_hash"] != tokenizer_hash:
             raise ValueError("the checkpoint to start from was trained on another tokenizer's tokens")
         if args.data != "toy" and TokenShards(args.data, 1).meta["tokenizer_hash"] != tokenizer_hash:
             raise ValueError(f"{args.data} was encoded by another tokenizer; encode it again with data.py")
         text = TextTokenizer(config.text_tokenizer)
+        config = settle(config, args, started)
         module = objective = Llama(config).to(device)
         players = [module]
     if started:
@@ -230,6 +245,7 @@ def main():
         optimizer.load_state_dict(resumed["optimizer"])
         if stage == 0:
             objective.discriminator.load_state_dict(resumed["discriminator"])
+    # module is what is saved, objective adds the losses' own networks, model is the objective as it is called
     model = torch.compile(objective) if args.compile else objective
     if ranks > 1:
         model = DistributedDataParallel(model, broadcast_buffers=False)  # identical by construction: ClusteringVQ
@@ -260,7 +276,7 @@ def main():
 
     def save(step):
         checkpoint = {"kind": name, "config": dataclasses.asdict(config), "weights": module.state_dict(),
-                      "optimizer": optimizer.state_dict(), "step": step, "seed": args.seed,
+                      "optimizer": optimizer.state_dict(), "step": step, "args": same,
                       "tokenizer_hash": tokenizer_hash}
         if stage == 0:
             checkpoint["discriminator"] = objective.discriminator.state_dict()
@@ -272,21 +288,21 @@ def main():
     def validate():
         """Mean loss over 8 clips of the stage's longest length that training never draws."""
         module.eval()
-        _, logs = loss_of(*collate([held[0, i, FRAMES[stage]] for i in range(8)]), 0)
+        logs = [loss_of(*collate([held[0, i, FRAMES[stage]]]), 0)[1] for i in range(8)]
         module.train()
-        return (logs["losses"] if stage else logs["loss"]).mean().item()
+        return sum((m["losses"] if stage else m["loss"]).mean().item() for m in logs) / len(logs)
 
     # --- the loop
-    if rank == 0:
-        os.makedirs(args.out, exist_ok=True)
-        metrics = open_metrics(os.path.join(args.out, "metrics.jsonl"), stage, start)
-    parameters = sum(p.numel() for p in module.parameters())
+    os.makedirs(args.out, exist_ok=True)
+    metrics = None  # opened when there is something to write
+    parameters = sum(p.numel() for n, p in module.named_parameters() if "embed_tokens" not in n)
     bar = tqdm(total=args.steps, initial=start, desc=name, disable=rank > 0, smoothing=0.05)
     module.train()
     for step in range(start, args.steps):
         began, waited = time.perf_counter(), 0.0
+        lr = learning_rate(args, step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args, step)
+            group["lr"] = lr
         micro = keys.micro_batches(step)
         total = {}
         for j in range(len(micro)):
@@ -321,7 +337,7 @@ def main():
         line |= {k: round(v.item(), 5) for k, v in total.items()}
         elapsed = time.perf_counter() - began
         clips_seen, clip_tokens = sum(map(len, micro)) * ranks, latents(frames) * (resolution // 8) ** 2
-        line |= {"lr": round(learning_rate(args, step), 8), "tokens_per_s": round(clips_seen * clip_tokens / elapsed),
+        line |= {"lr": round(lr, 8), "tokens_per_s": round(clips_seen * clip_tokens / elapsed),
                  "data_wait": round(waited / elapsed, 4)}
         if device != "cpu" and stage:
             peak = next((v for k, v in PEAK_FLOPS.items() if k in torch.cuda.get_device_name()), None)
@@ -330,10 +346,12 @@ def main():
             line |= {"mfu": round(flops * clips_seen / elapsed / peak / ranks, 4)} if peak else {}
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             line["val_loss"] = round(validate(), 5)
-            if rank == 0:
-                save(step + 1)
         if rank == 0:
-            metrics.write(json.dumps(line) + "\n")
+            if metrics is None:
+                metrics = open_metrics(os.path.join(args.out, "metrics.jsonl"), stage, start)
+            metrics.write(json.dumps(line) + "\n")  # before the checkpoint: --resume cuts what is too much
+            if "val_loss" in line:
+                save(step + 1)
             bar.set_postfix(loss=line["loss"], frames=frames, **({"psnr": line["psnr"]} if stage == 0 else {}))
             bar.update()
     bar.close()

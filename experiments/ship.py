@@ -17,7 +17,7 @@ def ship(source, target):
     os.makedirs(target, exist_ok=True)
     for name in ("tokenizer", "stage3"):
         checkpoint = load_checkpoint(os.path.join(source, name + ".pt"), name)
-        small = {k: checkpoint[k] for k in ("kind", "config", "step", "seed", "tokenizer_hash")}
+        small = {k: checkpoint[k] for k in ("kind", "config", "step", "args", "tokenizer_hash")}
         small["weights"] = {k: v.bfloat16() for k, v in checkpoint["weights"].items()}
         torch.save(small, os.path.join(target, name + ".pt"))
     shutil.copy(os.path.join(source, "metrics.jsonl"), target)

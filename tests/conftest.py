@@ -12,8 +12,8 @@ sys.path.insert(0, ROOT)
 sys.path.insert(0, os.path.join(ROOT, "experiments"))
 
 # a tokenizer and a model so small that a step takes milliseconds
-TINY = ("--base-channels 4 --multipliers 1 1 2 2 --blocks 0 0 1 1 --codebook-size 32 --dim 32 --n-layers 2 --n-heads 2 "
-        "--ffn-dim 48 --dtype float32 --warmup 2").split()
+TINY = ("--base-channels 4 --multipliers 1 1 2 2 --encoder-blocks 0 0 0 1 --decoder-blocks 0 0 1 1 --codebook-size 32 --dim 32 --n-layers 2 --n-heads 2 "
+        "--ffn-dim 48 --dtype float32 --warmup 2 --image-every 3").split()
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +48,8 @@ def metrics(folder, stage):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A folder in which the four stages were trained, six steps each, on one process."""
+    """A folder in which the four stages were trained, ten steps each, on one process."""
     folder = tmp_path_factory.mktemp("tiny")
     for stage in range(4):
-        run("train.py", "--stage", stage, "--steps", 6, "--batch-size", 2, "--out", folder, *TINY)
+        run("train.py", "--stage", stage, "--steps", 10, "--batch-size", 2, "--out", folder, *TINY)
     return folder

@@ -9,6 +9,7 @@ from conftest import fails, run
 from data import (FPS, TOY, Clips, TextTokenizer, TokenShards, held_out, read_clip, to_float, to_uint8, toy_attributes,
                   toy_clip)
 from prompts import judge
+from sample import load_tokenizer
 
 
 def test_captions_are_true_for_a_minute():
@@ -80,11 +81,16 @@ def test_read_clip_resamples_by_time(tmp_path):
 
 def test_one_shard_serves_every_stage(tiny, tmp_path):
     run("data.py", "--source", "toy", "--clips", 5, "--ckpt", tiny, "--out", tmp_path / "toy")
-    tokens, caption = TokenShards(tmp_path / "toy", 17)[4]
-    assert tokens.shape == (17, 8, 8) and tokens.dtype == np.int64 and tokens.max() < 32 and caption
-    for n in (1, 5):
-        shards = TokenShards(tmp_path / "toy", n)
-        assert len(shards) == 5 and (shards[4][0] == tokens[:n]).all()
+    tokenizer, _ = load_tokenizer(tiny)
+    for latents, frames in ((1, 1), (5, 17), (17, 65)):  # a prefix of a row is the encoding of the clip's prefix
+        shards = TokenShards(tmp_path / "toy", latents)
+        assert len(shards) == 5
+        for i in range(5):
+            tokens, caption = shards[i]
+            video, said, _ = toy_clip(np.random.default_rng([0, i, 17]))
+            expected = tokenizer.encode(to_float(video[None, :frames]))[0].numpy()
+            assert tokens.shape == expected.shape and tokens.dtype == np.int64 and caption == said
+            assert (tokens != expected).mean() < 0.05  # shards are encoded under bfloat16
     shutil.copytree(tiny, tmp_path / "run")
     train = ["train.py", "--stage", 2, "--steps", 2, "--batch-size", 2, "--out", tmp_path / "run", "--overwrite",
              "--data", tmp_path / "toy"]
@@ -96,13 +102,19 @@ def test_one_shard_serves_every_stage(tiny, tmp_path):
 
 
 def test_a_folder_of_videos(tiny, tmp_path):
-    video = np.repeat(toy_clip(np.random.default_rng(0), 65)[0], 2, axis=0)  # 13 frames/s
     (tmp_path / "in").mkdir()
-    imageio.v3.imwrite(tmp_path / "in" / "a.mp4", video, plugin="pyav", codec="libx264", fps=13)
-    (tmp_path / "in" / "a.txt").write_text("a thing moves\n")
+    for name in "acd":
+        video = np.repeat(toy_clip(np.random.default_rng(ord(name)), 65)[0], 2, axis=0)  # 13 frames/s
+        imageio.v3.imwrite(tmp_path / "in" / f"{name}.mp4", video, plugin="pyav", codec="libx264", fps=13)
+        (tmp_path / "in" / f"{name}.txt").write_text(f"thing {name} moves\n")
     (tmp_path / "in" / "broken.mp4").write_bytes(b"\0" * 100)
-    done = run("data.py", "--source", "folder", "--input", tmp_path / "in", "--ckpt", tiny, "--out", tmp_path / "out")
+    done = run("data.py", "--source", "folder", "--input", tmp_path / "in", "--ckpt", tiny, "--out", tmp_path / "out",
+               "--batch-size", 2)
     assert "broken.mp4" in done.stderr
     shards = TokenShards(tmp_path / "out", 17)
-    assert len(shards) == 1 and shards[0][1] == "a thing moves"
+    assert [shards[i][1] for i in range(len(shards))] == ["thing a moves", "thing c moves", "thing d moves"]
+    tokenizer, _ = load_tokenizer(tiny)
+    for i, name in enumerate("acd"):
+        clip = read_clip(tmp_path / "in" / f"{name}.mp4", 65, size=64)
+        assert (tokenizer.encode(to_float(clip[None]))[0].numpy() != shards[i][0]).mean() < 0.05
     assert "needs --input" in fails("data.py", "--source", "folder", "--ckpt", tiny, "--out", tmp_path / "x")

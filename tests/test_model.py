@@ -1,9 +1,7 @@
-import dataclasses
-
 import pytest
 import torch
 
-from model import PRESETS, KVCache, Llama, ModelConfig, prefix_tokens, weighted_loss
+from model import PRESETS, KVCache, Llama, ModelConfig, prefix_tokens, rotary, rotate, weighted_loss
 
 SMALL = ModelConfig(dim=32, n_layers=2, n_heads=4, ffn_dim=48, text_vocab=20, video_vocab=30, text_len=6,
                     latent_shape=(3, 2, 2))
@@ -71,12 +69,15 @@ def test_cached_decoding_equals_uncached():
     assert torch.allclose(torch.stack(steps, 1).double(), expected, atol=1e-5)
 
 
-def test_rotary_positions_matter_and_are_relative():
-    """Attention depends on distances: shifting a sequence by a prefix that nobody can tell apart changes nothing else."""
-    config = dataclasses.replace(SMALL, n_layers=1)
-    model = Llama(config).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    a = model(torch.tensor([[1, 2, 3]]))[0, -1]
-    assert not torch.allclose(a, model(torch.tensor([[2, 1, 3]]))[0, -1])
-    assert torch.allclose(model(torch.tensor([[5] * 9])), model(torch.tensor([[5]])).expand(1, 9, -1))
+def test_rotary_is_hugging_faces_and_relative():
+    """Channel i pairs with channel i + half: a complex number turned by position x theta^(-i / half)."""
+    q, k = torch.randn(2, 1, 1, 1, 8).double()
+
+    def turned(x, position):
+        cos, sin = rotary(SMALL, torch.tensor([position]))
+        return rotate(x, cos.double(), sin.double())
+
+    by_hand = torch.complex(q[..., :4], q[..., 4:]) * torch.exp(1j * 7 * 10000.0 ** (-torch.arange(4) / 4).double())
+    assert torch.allclose(turned(q, 7), torch.cat([by_hand.real, by_hand.imag], -1), atol=1e-5)
+    scores = [(turned(q, 5 + s) * turned(k, 2 + s)).sum() for s in (0, 9)]
+    assert torch.allclose(*scores, atol=1e-4) and not torch.allclose(scores[0], (turned(q, 6) * turned(k, 2)).sum())

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 
 from tokenizer import TOKENIZER_PRESETS, ClusteringVQ, TokenizerConfig, TokenizerLoss, VideoTokenizer
 
-SMALL = TokenizerConfig(resolution=32, base_channels=8, multipliers=(1, 1, 2, 2), blocks=(1, 1, 1, 1), codebook_size=64)
+SMALL = TokenizerConfig(resolution=32, base_channels=8, multipliers=(1, 1, 2, 2), encoder_blocks=(1, 1, 1, 1),
+                        decoder_blocks=(1, 1, 1, 1), codebook_size=64)
 
 
 def small():

@@ -16,10 +16,12 @@ def losses(folder, stage):
 
 
 def test_four_stages_from_nothing(tiny):
-    for stage, frames in enumerate((65, 1, 17, 65)):
+    schedule = [1, 1, 1, 17, 17, 17, 1, 17, 17, 65], [1] * 10, [1, 17, 17, 1, 17, 17, 1, 17, 17, 1], \
+        [1, 65, 65, 1, 65, 65, 1, 65, 65, 1]
+    for stage, frames in enumerate(schedule):
         lines = metrics(tiny, stage)
-        assert [m["step"] for m in lines] == list(range(6)) and all(m["loss"] > 0 and m["lr"] > 0 for m in lines)
-        assert lines[-1]["frames"] == (1 if stage in (0, 2, 3) and 5 % 5 == 0 else frames) and "val_loss" in lines[-1]
+        assert [m["frames"] for m in lines] == frames and "val_loss" in lines[-1]
+        assert [m["step"] for m in lines] == list(range(10)) and all(m["loss"] > 0 and m["lr"] > 0 for m in lines)
     long = next(m for m in metrics(tiny, 3) if m["frames"] == 65)
     assert {f"loss_{name}" for name in FRAME_RANGES} < set(long)
     early = 5 / 17  # Eq. (2) with lambda = 1 counts the first 5 of 17 latent frames twice
@@ -41,7 +43,7 @@ def test_training_learns(tmp_path):
 @pytest.mark.parametrize("stage", [0, 3])
 def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, stage):
     """SIGKILL in the middle, then --resume: the same losses to the last digit."""
-    args = ["--stage", stage, "--steps", 8, "--batch-size", 2, "--save-every", 3, *TINY]
+    args = ["--stage", stage, "--steps", 12, "--batch-size", 2, "--save-every", 3, *TINY]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         for file in ("tokenizer.pt", "stage2.pt") if stage else ():
@@ -60,7 +62,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, stage):
     run("train.py", *args, "--out", tmp_path / "killed", "--resume")
     same = [[{k: m[k] for k in m if k.startswith(("step", "loss", "val"))} for m in metrics(tmp_path / n, stage)]
             for n in ("whole", "killed")]
-    assert same[0] == same[1] and len(same[0]) == 8
+    assert same[0] == same[1] and len(same[0]) == 12
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -71,8 +73,7 @@ def test_two_processes_follow_one(tiny, tmp_path, stage):
         for file in ("tokenizer.pt", f"stage{stage - 1}.pt") if stage else ():
             if (tiny / file).exists():
                 os.link(tiny / file, tmp_path / name / file)
-    # the adversarial game starts on the fourth step, so that both its halves are compared as well
-    args = ["--stage", stage, "--steps", 5, "--batch-size", 2, "--image-every", 3, *TINY]
+    args = ["--stage", stage, "--steps", 11 if stage == 0 else 4, "--batch-size", 2, *TINY]
     run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "one")
     run("train.py", *args, "--out", tmp_path / "two", ranks=2)
     assert losses(tmp_path / "two", stage) == pytest.approx(losses(tmp_path / "one", stage), abs=2e-4)
@@ -85,8 +86,14 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     before = (tiny / "stage1.pt").read_bytes()
     assert "exists" in fails("train.py", "--stage", 1, "--out", tiny)
     assert "train stage 2 first" in fails("train.py", "--stage", 3, "--out", tmp_path)
-    assert "shared equally" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--batch-size", 0, "--steps", 1) \
-        or "at least 1" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--batch-size", 0)
+    assert "at least 1" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--batch-size", 0)
+    odd = run("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--batch-size", 3, ranks=2, ok=False)
+    assert "cannot be shared equally by 2 processes" in odd.stderr
+    assert "another shape" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--init", tiny / "stage2.pt", "--dim", 64)
+    assert "same flags" in fails("train.py", "--stage", 1, "--out", tiny, "--resume", "--steps", 99)
+    assert "another kind" in fails("train.py", "--stage", 2, "--out", tiny, "--overwrite", "--init", tiny / "tokenizer.pt")
+    assert "twice the" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--dim", 30, "--n-heads", 4)
+    assert "8x8x4" in fails("train.py", "--stage", 0, "--out", tmp_path, "--multipliers", 1, 2)
     assert "no token shards" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--data", tmp_path)
     (tmp_path / "stage1.pt").write_bytes(before[:1000])
     assert "cut short" in fails("train.py", "--stage", 2, "--out", tmp_path)
