@@ -17,6 +17,7 @@ import os
 import pickle
 import sys
 
+import numpy as np
 import torch
 
 from data import FPS, TextTokenizer, to_float, to_uint8
@@ -158,15 +159,16 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     prefix = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
     for made, new_frames, new_latents in plan(seconds, longest):
-        if made:
-            context = clip[:, -CONTEXT_FRAMES:] if reencode else None
-            known = tokenizer.encode(to_float(context).to(device)) if reencode else tokens[:, -2:]
-        else:
+        if not made:
             known = torch.empty(len(prompts), 0, h, w, dtype=torch.int64, device=device)
+        elif reencode:
+            known = tokenizer.encode(to_float(clip[:, -CONTEXT_FRAMES:]).to(device))  # 2 latent frames
+        else:
+            known = tokens[:, -2:]
         codes = generate_tokens(model, torch.cat([prefix, known.flatten(1) + config.text_vocab], 1),
                                 new_latents * h * w, cfg_scale, top_k, temperature, generators, on_token)
         tokens = torch.cat([known, codes.view(len(prompts), -1, h, w)], 1)  # (B, t, h, w)
-        clip = to_uint8(tokenizer.decode(tokens))  # (B, T, H, W, 3)
+        clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(4)])  # (B, T, H, W, 3)
         fresh = clip[:, CONTEXT_FRAMES:] if made else clip
         yield fresh[:, :new_frames]
 
@@ -211,7 +213,10 @@ class Writer:
 
     def close(self):
         self.file.close()
-        os.replace(self.part, self.path)
+        if self.frames:
+            os.replace(self.part, self.path)
+        else:  # interrupted before the first clip: what stood there stays
+            os.remove(self.part)
 
 
 def main():
