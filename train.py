@@ -38,7 +38,7 @@ FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9), "34-49": (9, 13), 
 # steps, batch size, learning rate, warm-up steps, by stage (Sec. 4.1)
 PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (100_000, 256, 1e-4, 10_000)]
-TOY = [(4500, 2, 2e-3, 100), (1000, 64, 2e-3, 100), (1500, 16, 1.5e-3, 100), (1500, 8, 1e-3, 100)]
+TOY = [(4500, 2, 2e-3, 100), (1000, 64, 2e-3, 100), (1500, 16, 1.5e-3, 100), (1200, 8, 1e-3, 100)]
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, for MFU
 
 MAY_CHANGE = {"out", "micro_batch", "compile", "workers", "save_every", "init", "resume", "overwrite"}  # on --resume
