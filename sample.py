@@ -16,9 +16,13 @@ import hashlib
 import os
 import pickle
 import sys
+from fractions import Fraction
 
+import av
+import imageio.v2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data import FPS, TextTokenizer, to_float, to_uint8
 from model import KVCache, Llama, ModelConfig, prefix_tokens
@@ -197,21 +201,26 @@ class Writer:
         self.frames = 0
         self.part = f"{path[:-4]}.part{ending}"
         if ending == ".gif":
-            import imageio.v2
             self.file = imageio.v2.get_writer(self.part, mode="I", duration=1000 / FPS, loop=0)
-            self.append = self.file.append_data
         else:
-            import imageio.v3
-            self.file = imageio.v3.imopen(self.part, "w", plugin="pyav")
-            self.file.init_video_stream("libx264", fps=FPS, pixel_format="yuv420p")
-            self.append = self.file.write_frame
+            self.file = av.open(self.part, "w")
+            self.stream = self.file.add_stream("libx264", rate=Fraction(FPS))
+            self.stream.pix_fmt = "yuv420p"
+            self.stream.thread_count = 1  # with more, x264 does not repeat itself to the bit
 
     def write(self, frames):
         for frame in frames:  # uint8 (T, H, W, 3)
-            self.append(frame)
+            if self.part.endswith(".gif"):
+                self.file.append_data(frame)
+            else:
+                if not self.stream.codec_context.is_open:
+                    self.stream.height, self.stream.width = frame.shape[:2]
+                self.file.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
         self.frames += len(frames)
 
     def close(self):
+        if self.frames and self.part.endswith(".mp4"):
+            self.file.mux(self.stream.encode())
         self.file.close()
         if self.frames:
             os.replace(self.part, self.path)
@@ -235,7 +244,6 @@ def main():
         raise ValueError("--top-k must be at least 1 and --temperature above 0")
     if not 0 < args.seconds < float("inf"):
         raise ValueError(f"--seconds must be a positive number, not {args.seconds}")
-    from tqdm import tqdm
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer, text = load(args.ckpt, device)
     longest, h, w = model.config.latent_shape

@@ -209,6 +209,8 @@ def main():
     if not resumed and parent != "none" and not (args.init or os.path.exists(parent)):
         raise ValueError(f"{parent} does not exist: train stage {stage - 1} first, or start from nothing by --init none")
     started = resumed or (load_checkpoint(parent) if parent != "none" else None)
+    if started and (started["kind"] == "tokenizer") != (stage == 0):
+        raise ValueError(f"stage {stage} cannot start from {parent}: it holds {started['kind']}")
 
     # --- the network and what it is fed with
     tokenizer = text = None

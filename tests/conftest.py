@@ -48,8 +48,8 @@ def metrics(folder, stage):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A folder in which the four stages were trained, ten steps each, on one process."""
+    """A folder in which the four stages were trained, twelve steps each, on one process."""
     folder = tmp_path_factory.mktemp("tiny")
     for stage in range(4):
-        run("train.py", "--stage", stage, "--steps", 10, "--batch-size", 2, "--out", folder, *TINY)
+        run("train.py", "--stage", stage, "--steps", 12, "--batch-size", 2, "--out", folder, *TINY)
     return folder

@@ -16,12 +16,11 @@ def losses(folder, stage):
 
 
 def test_four_stages_from_nothing(tiny):
-    schedule = [1, 1, 1, 17, 17, 17, 1, 17, 17, 65], [1] * 10, [1, 17, 17, 1, 17, 17, 1, 17, 17, 1], \
-        [1, 65, 65, 1, 65, 65, 1, 65, 65, 1]
+    schedule = [1, 1, 1, 1, 1, 17, 1, 17, 17, 1, 17, 65], [1] * 12, [1, 17, 17] * 4, [1, 65, 65] * 4
     for stage, frames in enumerate(schedule):
         lines = metrics(tiny, stage)
         assert [m["frames"] for m in lines] == frames and "val_loss" in lines[-1]
-        assert [m["step"] for m in lines] == list(range(10)) and all(m["loss"] > 0 and m["lr"] > 0 for m in lines)
+        assert [m["step"] for m in lines] == list(range(12)) and all(m["loss"] > 0 and m["lr"] > 0 for m in lines)
     long = next(m for m in metrics(tiny, 3) if m["frames"] == 65)
     assert {f"loss_{name}" for name in FRAME_RANGES} < set(long)
     early = 5 / 17  # Eq. (2) with lambda = 1 counts the first 5 of 17 latent frames twice
@@ -91,7 +90,7 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "cannot be shared equally by 2 processes" in odd.stderr
     assert "another shape" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--init", tiny / "stage2.pt", "--dim", 64)
     assert "same flags" in fails("train.py", "--stage", 1, "--out", tiny, "--resume", "--steps", 99)
-    assert "another kind" in fails("train.py", "--stage", 2, "--out", tiny, "--overwrite", "--init", tiny / "tokenizer.pt")
+    assert "cannot start from" in fails("train.py", "--stage", 2, "--out", tiny, "--overwrite", "--init", tiny / "tokenizer.pt")
     assert "twice the" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--dim", 30, "--n-heads", 4)
     assert "8x8x4" in fails("train.py", "--stage", 0, "--out", tmp_path, "--multipliers", 1, 2)
     assert "no token shards" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--data", tmp_path)
