@@ -173,7 +173,7 @@ def to_float(video):
 
 def to_uint8(video):
     """float (..., 3, T, H, W) in [-1, 1] -> uint8 array (..., T, H, W, 3)."""
-    return ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-4, -1).cpu().numpy()
+    return ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-4, -1).contiguous().cpu().numpy()
 
 # ---------------------------------------------------------------------------------------------------------------------
 # token shards: NAME.t17.tokens.npy uint16 (N, t, h, w), NAME.t17.captions.jsonl, meta.json

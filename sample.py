@@ -204,9 +204,9 @@ class Writer:
             self.file = imageio.v2.get_writer(self.part, mode="I", duration=1000 / FPS, loop=0)
         else:
             self.file = av.open(self.part, "w")
-            self.stream = self.file.add_stream("libx264", rate=Fraction(FPS))
-            self.stream.pix_fmt = "yuv420p"
-            self.stream.thread_count = 1  # with more, x264 does not repeat itself to the bit
+            # with its macroblock tree, or several threads, x264 does not repeat itself to the bit
+            self.stream = self.file.add_stream("libx264", rate=Fraction(FPS), options={"x264-params": "mbtree=0"})
+            self.stream.pix_fmt, self.stream.thread_count = "yuv420p", 1
 
     def write(self, frames):
         for frame in frames:  # uint8 (T, H, W, 3)
