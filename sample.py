@@ -204,7 +204,7 @@ class Writer:
             self.file = imageio.v2.get_writer(self.part, mode="I", duration=1000 / FPS, loop=0)
         else:
             self.file = av.open(self.part, "w")
-            # with its macroblock tree, or several threads, x264 does not repeat itself to the bit
+            # with its macroblock tree x264 did not repeat itself to the bit, even on one thread
             self.stream = self.file.add_stream("libx264", rate=Fraction(FPS), options={"x264-params": "mbtree=0"})
             self.stream.pix_fmt, self.stream.thread_count = "yuv420p", 1
 

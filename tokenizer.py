@@ -49,7 +49,7 @@ class TokenizerConfig:
 
 TOKENIZER_PRESETS = {
     # the toy's encoder is short-sighted on purpose: plain ground that sees no object always has the same token, and the
-    # language model need not predict noise (as deep as the decoder, it gave those tokens 3 bits of entropy; now 0.4)
+    # language model need not predict noise (as deep as the decoder, it gave them 3 bits of entropy, now 0.4; one training each)
     "toy": TokenizerConfig(resolution=64, base_channels=16, multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 0, 0),
                            decoder_blocks=(0, 1, 1, 2), codebook_size=1024),
     "paper": TokenizerConfig(),
