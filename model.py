@@ -10,13 +10,23 @@ Text ids come first in the vocabulary, then video ids, then ten special tokens (
 loss is on video tokens only, Eq. (1), and in stage 3 the tokens of the first 17 frames weigh more, Eq. (2).
 
 Parameter names and the rotary convention are Hugging Face's, so a state dict loads into `LlamaForCausalLM`. This file
-knows nothing about pixels, captions or files.
+knows nothing about pixels, captions or files; only its command line, which writes such a folder, reads a checkpoint.
+
+    python model.py --export my_llama --ckpt checkpoints/toy
 """
+import argparse
+import json
+import math
+import os
+import sys
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 4096  # positions whose logits exist at the same time in training; at 40202 words 0.7 GB in float32
 
 
 @dataclass
@@ -52,8 +62,9 @@ class ModelConfig:
 
 
 PRESETS = {
-    "toy": ModelConfig(dim=192, n_layers=6, n_heads=3, ffn_dim=512, text_vocab=256, video_vocab=1024, text_len=96,
-                       text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", cfg_scale=1.0),  # 3.2 M
+    "toy": ModelConfig(dim=192, n_layers=6, n_heads=3, ffn_dim=512, text_vocab=256, video_vocab=256, text_len=96,
+                       text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", rope_theta=1000.0,
+                       cfg_scale=1.0),  # 2.9 M
     "700m": ModelConfig(),  # 0.69 B parameters
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),  # 2.96 B
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),  # 6.81 B
@@ -106,7 +117,7 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             nn.Linear(config.dim, config.dim, bias=False) for _ in range(4))
 
-    def forward(self, x, cos, sin, layer, cache):
+    def forward(self, x, cos, sin, cache, layer):
         B, S, D = x.shape
         q, k, v = (proj(x).view(B, S, self.n_heads, -1).transpose(1, 2)  # (B, heads, S, head_dim)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -138,8 +149,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, layer, cache):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layer, cache)
+    def forward(self, x, cos, sin, cache=None, layer=0):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -152,6 +163,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.config = config
+        self.checkpoint_activations = False  # keep only each layer's input for the backward pass, compute the rest again
 
     def forward(self, tokens, cache=None):
         """With a KVCache the tokens continue what it holds; more than one at once only into an empty cache."""
@@ -159,7 +171,10 @@ class Transformer(nn.Module):
         cos, sin = rotary(self.config, torch.arange(start, start + tokens.shape[1], device=tokens.device))
         x = self.embed_tokens(tokens)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, i, cache)
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(layer, x, cos, sin, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, cache, i if cache else 0)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
@@ -183,14 +198,19 @@ class Llama(nn.Module):
 
         With targets (B, L) int64, the vocabulary ids of v1 ... vL where tokens end in <soi> v1 ... v(L-1): returns
         (loss, token_losses): Eq. (2) / L averaged over the batch (Eq. (1) at early_weight 1), and the unweighted
-        loss of every video token, (B, L) float32 without gradient.
+        loss of every video token, (B, L) float32 without gradient. The head runs over those L positions alone, chunk by
+        chunk and once more in the backward pass, so the logits are never held whole.
         """
         x = self.model(tokens)
         if targets is None:
             return self.lm_head(x)
-        logits = self.lm_head(x[:, -targets.shape[1]:])  # only the L positions that predict video
-        losses = token_losses(logits, targets)
+        states = x[:, -targets.shape[1]:].flatten(0, 1)
+        losses = torch.cat([checkpoint(self.chunk_losses, *chunk, use_reentrant=False)
+                            for chunk in zip(states.split(CHUNK), targets.flatten().split(CHUNK))]).view(targets.shape)
         return weigh(losses, early_tokens, early_weight), losses.detach()
+
+    def chunk_losses(self, states, targets):
+        return token_losses(self.lm_head(states), targets)
 
     @torch.no_grad()
     def video_logits(self, tokens, cache):
@@ -204,8 +224,8 @@ class Llama(nn.Module):
 # the loss
 
 def token_losses(logits, targets):
-    """-log p(v_i | v_<i, t) over the whole vocabulary: logits (B, L, vocab), targets (B, L) -> (B, L) float32."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    """-log p(v_i | v_<i, t) over the whole vocabulary: logits (N, vocab), targets (N,) -> (N,) float32."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def weigh(losses, early_tokens, early_weight):
@@ -220,4 +240,43 @@ def weighted_loss(logits, targets, early_tokens, early_weight):
 
     logits (B, L, vocab), targets (B, L) int64, early_tokens K: the tokens of the first 17 frames, early_weight 1 + lambda.
     """
-    return weigh(token_losses(logits, targets), early_tokens, early_weight)
+    losses = token_losses(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
+    return weigh(losses, early_tokens, early_weight)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# to Hugging Face
+
+def export(model, folder):
+    """Write a Llama as a folder that `transformers.LlamaForCausalLM.from_pretrained` reads: config.json, in
+    transformers' words, and model.safetensors. Raises ValueError without the safetensors package."""
+    try:
+        from safetensors.torch import save_file
+    except ImportError as e:
+        raise ValueError("--export needs: pip install safetensors") from e
+    c = model.config
+    os.makedirs(folder, exist_ok=True)
+    save_file(model.state_dict(), os.path.join(folder, "model.safetensors"), {"format": "pt"})
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+                   "hidden_size": c.dim, "intermediate_size": c.ffn_dim, "num_hidden_layers": c.n_layers,
+                   "num_attention_heads": c.n_heads, "num_key_value_heads": c.n_heads, "vocab_size": c.vocab_size,
+                   "max_position_embeddings": c.text_len + 3 + math.prod(c.latent_shape), "rms_norm_eps": c.norm_eps,
+                   "rope_theta": c.rope_theta, "tie_word_embeddings": False, "pad_token_id": c.pad,
+                   "bos_token_id": c.sot, "eos_token_id": c.soi + 1,  # <eoi>
+                   "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")}, f, indent=1)
+
+
+def main():
+    from sample import load
+    p = argparse.ArgumentParser(description="Write a trained model for Hugging Face transformers.")
+    p.add_argument("--export", metavar="DIR", required=True)
+    p.add_argument("--ckpt", help="checkpoint folder or stageN.pt (default: the shipped toy weights)")
+    args = p.parse_args()
+    export(load(args.ckpt)[0], args.export)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        sys.exit(f"model.py: {e}")

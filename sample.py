@@ -22,6 +22,7 @@ import av
 import imageio.v2
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from data import FPS, TextTokenizer, to_float, to_uint8
@@ -48,7 +49,23 @@ def load_checkpoint(path, kind=None):
         raise ValueError(f"{path} is no checkpoint of train.py, or is cut short") from e
     if kind and found != kind:
         raise ValueError(f"{path} holds {found}, not {kind}")
+    if "shards" in checkpoint:  # of --fsdp: put the weights together
+        names = [name for name in checkpoint["shapes"] if name.startswith("weights.")]
+        whole = {name: torch.empty(checkpoint["shapes"][name]) for name in names}
+        load_shards(path, checkpoint, whole)
+        checkpoint["weights"] = {name.removeprefix("weights."): whole[name] for name in names}
     return checkpoint
+
+
+def load_shards(path, checkpoint, state):
+    """Fill the tensors of `state`, whole or sliced over any number of ranks, from the folder of slices that the
+    checkpoint at `path` names. Raises ValueError if it is missing or damaged."""
+    import torch.distributed.checkpoint as dcp
+    folder = os.path.join(os.path.dirname(path), os.path.basename(checkpoint["shards"]))
+    try:
+        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=not dist.is_initialized())
+    except Exception as e:
+        raise ValueError(f"{folder} is missing or damaged: {e}") from e
 
 
 def build(cls, config):

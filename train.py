@@ -7,6 +7,7 @@
 
     python train.py --stage 1                               # one process: the toy preset, its world drawn on the fly
     torchrun --nproc-per-node 8 train.py --stage 3 --preset 700m --data shards/ --out runs/700m    # data parallel
+    torchrun --nproc-per-node 8 train.py --stage 3 --preset 7b --fsdp --data shards/ --out runs/7b # weights sharded too
 
 Each stage starts from the one before it in --out; the tokenizer is the one in --out, or the shipped toy one. A step is
 all images or all clips, and image steps hold proportionally more of them, so that the tokens of a step stay about equal.
@@ -19,6 +20,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 import time
 
@@ -29,7 +31,7 @@ from tqdm import tqdm
 
 from data import Clips, TextTokenizer, TokenShards, to_float
 from model import PRESETS, Llama, ModelConfig, prefix_tokens
-from sample import build, load_checkpoint, load_tokenizer
+from sample import build, load_checkpoint, load_shards, load_tokenizer
 from tokenizer import TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss, VideoTokenizer
 
 NAMES = ["tokenizer", "stage1", "stage2", "stage3"]
@@ -41,7 +43,8 @@ PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000), (200_000, 51
 TOY = [(4500, 2, 2e-3, 100), (1000, 64, 2e-3, 100), (1500, 16, 1.5e-3, 100), (1200, 8, 1e-3, 100)]
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, for MFU
 
-MAY_CHANGE = {"out", "micro_batch", "compile", "workers", "save_every", "init", "resume", "overwrite"}  # on --resume
+MAY_CHANGE = {"out", "micro_batch", "compile", "workers", "save_every", "init", "resume", "overwrite",
+              "checkpoint_activations"}  # on --resume
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what a step is made of
@@ -120,6 +123,10 @@ def parse():
     p.add_argument("--perceptual-weight", type=float, default=0.0, help="LPIPS, stage 0 (pip install lpips)")
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="autocast; weights stay fp32")
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    p.add_argument("--checkpoint-activations", action="store_true", default=False,
+                   help="keep one activation a layer and compute the rest again: a third more work, far less memory")
+    p.add_argument("--fsdp", action="store_true", default=False,
+                   help="share weights, gradients and optimizer state among the processes of torchrun (stages 1-3)")
     p.add_argument("--workers", type=int, default=0, help="processes that draw or read clips")
     p.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (and validations)")
     p.add_argument("--init", default="", help="start from this checkpoint instead of the stage before, or from 'none'")
@@ -164,6 +171,45 @@ def save_atomically(path, checkpoint):
     torch.save(checkpoint, path + ".tmp")
     os.replace(path + ".tmp", path)
 
+# ---------------------------------------------------------------------------------------------------------------------
+# many GPUs, one model: FSDP2. Each rank keeps its slice of every tensor, and of Adam's two moments of it
+
+def shard(model, dtype):
+    """Slice a Llama over all ranks, layer by layer: a layer is whole only while it runs. Compute in `dtype`, keep and
+    reduce in float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+
+
+def sharded_state(module, optimizer):
+    """Everything that is sliced, by name: weights and Adam's moments (zeros before the first step), as DTensors."""
+    state = {}
+    for name, p in module.named_parameters():
+        state["weights." + name] = p.data
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment not in optimizer.state[p]:
+                optimizer.state[p] |= {"step": torch.zeros((), device=p.device), moment: torch.zeros_like(p.data)}
+            state[f"{moment}.{name}"] = optimizer.state[p][moment]
+    return state
+
+
+def save_shards(path, checkpoint, state):
+    """Each rank writes its slices as safetensors into PATH.STEP/, then rank 0 the checkpoint that names this folder."""
+    import torch.distributed.checkpoint as dcp
+    folder = f"{path}.{checkpoint['step']}"
+    dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(folder, save_distributed=True))
+    if dist.get_rank() == 0:
+        save_atomically(path, checkpoint | {"shards": os.path.basename(folder),
+                                            "shapes": {k: tuple(v.shape) for k, v in state.items()}})
+        for old in os.listdir(os.path.dirname(path)):  # an earlier step's, or one that a kill cut short
+            old = os.path.join(os.path.dirname(path), old)
+            if old.startswith(path + ".") and os.path.isdir(old) and old != folder:
+                shutil.rmtree(old)
+    dist.barrier()
+
 
 def open_metrics(path, stage, step):
     """metrics.jsonl, cut back to what was logged before `step` of this stage, opened for appending."""
@@ -185,7 +231,9 @@ def main():
     # --- processes and device
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    if ranks > 1:
+    if args.fsdp and (stage == 0 or "RANK" not in os.environ):
+        raise ValueError("--fsdp shares the language model (stages 1-3) among the processes of torchrun")
+    if ranks > 1 or args.fsdp:
         dist.init_process_group("nccl" if device != "cpu" else "gloo")
     if args.batch_size % ranks:
         raise ValueError(f"--batch-size {args.batch_size} cannot be shared equally by {ranks} processes")
@@ -193,7 +241,7 @@ def main():
     if device != "cpu":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=args.dtype == "bfloat16")
+    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=args.dtype == "bfloat16" and not args.fsdp)  # FSDP has its own
     torch.manual_seed(args.seed)  # every process draws the same initial weights
 
     # --- where the stage starts: its own checkpoint, the stage before, --init, or nothing
@@ -233,23 +281,36 @@ def main():
             raise ValueError(f"{args.data} was encoded by another tokenizer; encode it again with data.py")
         text = TextTokenizer(config.text_tokenizer)
         config = settle(config, args, started)
-        module = objective = Llama(config).to(device)
+        with torch.device(device):
+            module = objective = Llama(config)
+        module.model.checkpoint_activations = args.checkpoint_activations
         players = [module]
     if started:
         module.load_state_dict(started["weights"])
+    if args.compile and stage:  # every shape on its own: images, clips, validation
+        module.chunk_losses = torch.compile(module.chunk_losses, dynamic=False)
+        for layer in module.model.layers:
+            layer.compile(dynamic=False)
+    if args.fsdp:
+        shard(module, getattr(torch, args.dtype))
     optimizer = torch.optim.AdamW([g for p in players for g in parameter_groups(p) if g["params"]],
                                   lr=args.lr, betas=(0.9, 0.95), fused=True)
     start = 0
     if resumed:
-        if "optimizer" not in resumed:
+        if not {"optimizer", "shards"} & resumed.keys():
             raise ValueError(f"{path} holds weights only, it cannot be continued; --overwrite trains the stage again")
         start = resumed["step"]
-        optimizer.load_state_dict(resumed["optimizer"])
+        if args.fsdp:
+            load_shards(path, resumed, sharded_state(module, optimizer))
+            for moments in optimizer.state.values():
+                moments["step"].fill_(start)
+        else:
+            optimizer.load_state_dict(resumed["optimizer"])
         if stage == 0:
             objective.discriminator.load_state_dict(resumed["discriminator"])
     # module is what is saved, objective adds the losses' own networks, model is the objective as it is called
-    model = torch.compile(objective) if args.compile else objective
-    if ranks > 1:
+    model = torch.compile(objective) if args.compile and stage == 0 else objective
+    if ranks > 1 and not args.fsdp:
         model = DistributedDataParallel(model, broadcast_buffers=False)  # identical by construction: ClusteringVQ
 
     keys = StepKeys(args, start, rank, ranks)
@@ -277,12 +338,15 @@ def main():
         return loss, {"losses": losses.view(len(x), x.shape[1], per_latent).mean((0, 2))}  # by latent frame
 
     def save(step):
-        checkpoint = {"kind": name, "config": dataclasses.asdict(config), "weights": module.state_dict(),
-                      "optimizer": optimizer.state_dict(), "step": step, "args": same,
+        checkpoint = {"kind": name, "config": dataclasses.asdict(config), "step": step, "args": same,
                       "tokenizer_hash": tokenizer_hash}
+        if args.fsdp:
+            return save_shards(path, checkpoint, sharded_state(module, optimizer))
+        checkpoint |= {"weights": module.state_dict(), "optimizer": optimizer.state_dict()}
         if stage == 0:
             checkpoint["discriminator"] = objective.discriminator.state_dict()
-        save_atomically(path, checkpoint)
+        if rank == 0:
+            save_atomically(path, checkpoint)
 
     held = Clips(args.data, args.seed, stage, resolution, held=True)
 
@@ -292,6 +356,8 @@ def main():
         module.eval()
         logs = [loss_of(*collate([held[0, i, FRAMES[stage]]]), 0)[1] for i in range(8)]
         module.train()
+        if args.fsdp:
+            module.reshard()  # without a backward pass the outermost weights stay whole
         return sum((m["losses"] if stage else m["loss"]).mean().item() for m in logs) / len(logs)
 
     # --- the loop
@@ -313,7 +379,7 @@ def main():
             waited += time.perf_counter() - asked
             share = len(micro[j]) / sum(map(len, micro))
             last = j == len(micro) - 1
-            with contextlib.nullcontext() if last or ranks == 1 else model.no_sync():
+            with contextlib.nullcontext() if last or ranks == 1 or args.fsdp else model.no_sync():
                 loss, logs = loss_of(*batch, step)
                 (loss * share).backward()
             logs.setdefault("loss", loss.detach())
@@ -352,12 +418,12 @@ def main():
             if metrics is None:
                 metrics = open_metrics(os.path.join(args.out, "metrics.jsonl"), stage, start)
             metrics.write(json.dumps(line) + "\n")  # before the checkpoint: --resume cuts what is too much
-            if "val_loss" in line:
-                save(step + 1)
             bar.set_postfix(loss=line["loss"], frames=frames, **({"psnr": line["psnr"]} if stage == 0 else {}))
             bar.update()
+        if "val_loss" in line:
+            save(step + 1)
     bar.close()
-    if ranks > 1:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from model import PRESETS, KVCache, Llama, ModelConfig, prefix_tokens, rotary, rotate, weighted_loss
+import model as model_file
+from model import PRESETS, KVCache, Llama, ModelConfig, export, prefix_tokens, rotary, rotate, weighted_loss
 
 SMALL = ModelConfig(dim=32, n_layers=2, n_heads=4, ffn_dim=48, text_vocab=20, video_vocab=30, text_len=6,
                     latent_shape=(3, 2, 2))
@@ -50,10 +51,11 @@ def test_weighted_loss_is_eq_2(early_weight):
     assert torch.allclose(weighted_loss(logits, targets, 5, early_weight).double(), expected / 8 / 3, atol=1e-6)
 
 
-def test_forward_with_targets_is_the_weighted_loss():
+def test_forward_with_targets_is_the_weighted_loss(monkeypatch):
     model = small().float()
     video = torch.randint(30, (2, 12)) + SMALL.text_vocab
     tokens = torch.cat([prefix_tokens(SMALL, [[3, 4], []]), video], 1)
+    monkeypatch.setattr(model_file, "CHUNK", 5)  # 24 positions in five chunks
     loss, losses = model(tokens[:, :-1], video, early_tokens=4, early_weight=2.0)
     logits = model(tokens)[:, SMALL.text_len + 2:-1]  # from <soi> on
     assert torch.allclose(loss, weighted_loss(logits, video, 4, 2.0)) and losses.shape == (2, 12)
@@ -81,3 +83,27 @@ def test_rotary_is_hugging_faces_and_relative():
     assert torch.allclose(turned(q, 7), torch.cat([by_hand.real, by_hand.imag], -1), atol=1e-5)
     scores = [(turned(q, 5 + s) * turned(k, 2 + s)).sum() for s in (0, 9)]
     assert torch.allclose(*scores, atol=1e-4) and not torch.allclose(scores[0], (turned(q, 6) * turned(k, 2)).sum())
+
+
+def test_hugging_face_reads_our_weights_and_we_theirs(tmp_path):
+    """Both directions, logits within 1e-4: export -> from_pretrained, and a fresh LlamaForCausalLM's state dict -> ours."""
+    transformers = pytest.importorskip("transformers")
+    model, tokens = small().float(), torch.randint(SMALL.vocab_size, (2, 15))
+    export(model, tmp_path / "hf")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-4
+        for p in theirs.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        model.load_state_dict(theirs.state_dict())
+        assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-4 < model(tokens).abs().max()
+
+
+def test_recomputed_activations_change_nothing():
+    model, tokens = small().train(), torch.randint(SMALL.vocab_size, (2, 15))
+    gradients = []
+    for model.model.checkpoint_activations in (False, True):
+        model.zero_grad()
+        model(tokens[:, :-1], tokens[:, 3:])[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*gradients) and gradients[0].abs().sum() > 0

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY, command, fails, metrics, run
 
+from sample import load
 from train import FRAME_RANGES
 
 
@@ -44,9 +46,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, stage):
     """SIGKILL in the middle, then --resume: the same losses to the last digit."""
     args = ["--stage", stage, "--steps", 12, "--batch-size", 2, "--save-every", 3, *TINY]
     for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        for file in ("tokenizer.pt", "stage2.pt") if stage else ():
-            os.link(tiny / file, tmp_path / name / file)
+        start_of(stage, tiny, tmp_path / name)
     run("train.py", *args, "--out", tmp_path / "whole")
     process = subprocess.Popen(command("train.py", *args, "--out", tmp_path / "killed"), stderr=subprocess.DEVNULL,
                                env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -64,14 +64,60 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, stage):
     assert same[0] == same[1] and len(same[0]) == 12
 
 
+def start_of(stage, source, folder):
+    """A new folder with what a stage starts from."""
+    folder.mkdir()
+    for file in ("tokenizer.pt", f"stage{stage - 1}.pt") if stage else ():
+        if (source / file).exists():
+            os.link(source / file, folder / file)
+    return folder
+
+
+def test_data_parallel_and_fsdp_follow_one_process(tiny, tmp_path):
+    """The same 20 steps on one process, on two DDP ranks, on two and one FSDP ranks; activations kept or not."""
+    args = ["--stage", 3, "--steps", 20, "--batch-size", 2, "--save-every", 10, *TINY]
+    expected = None
+    for name, ranks, flags in (("one", 0, ["--micro-batch", 1]), ("ddp", 2, []), ("fsdp", 2, ["--fsdp"]),
+                               ("fsdp1", 1, ["--fsdp", "--micro-batch", 1, "--checkpoint-activations"])):
+        out = start_of(3, tiny, tmp_path / name)
+        run("train.py", *args, *flags, "--out", out, ranks=ranks)
+        followed = losses(out, 3)
+        expected = expected or followed
+        assert len(followed) == 20 and followed == pytest.approx(expected, abs=1e-4), name
+    models = [load(tmp_path / name)[0].state_dict() for name in ("one", "fsdp")]  # slices are put together for sampling
+    for name, weight in models[0].items():
+        assert torch.allclose(weight, models[1][name], atol=1e-3), name
+
+
+def test_fsdp_killed_and_resumed_on_any_number_of_ranks(tiny, tmp_path):
+    args = ["--stage", 3, "--steps", 12, "--batch-size", 2, "--save-every", 4, "--fsdp", *TINY]
+    whole, killed = start_of(3, tiny, tmp_path / "whole"), start_of(3, tiny, tmp_path / "killed")
+    run("train.py", *args, "--out", whole, ranks=2)
+    process = subprocess.Popen(command("train.py", *args, "--out", killed, ranks=2), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    log = killed / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 6):
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)  # one rank dies
+    assert process.wait(timeout=60) != 0  # and the job with it
+    assert torch.load(killed / "stage3.pt", weights_only=True)["step"] in (4, 8)
+    shutil.copytree(killed, tmp_path / "alone")
+    run("train.py", *args, "--out", killed, "--resume", ranks=2)
+    assert losses(killed, 3) == losses(whole, 3) and len(losses(killed, 3)) == 12  # to the last digit
+    run("train.py", *args, "--out", tmp_path / "alone", "--resume", ranks=1)
+    assert losses(tmp_path / "alone", 3) == pytest.approx(losses(whole, 3), rel=1e-4)
+    assert sum(path.is_dir() for path in killed.iterdir()) == 1  # the latest slices alone
+    slices = next(path for path in (killed / "stage3.pt.12").iterdir())
+    slices.write_bytes(slices.read_bytes()[:1000])
+    assert "damaged" in fails("sample.py", "--ckpt", killed, "--out", tmp_path / "v.mp4")
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_processes_follow_one(tiny, tmp_path, stage):
     """torchrun with two ranks, and one process with accumulation: the same batches, the same losses."""
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        for file in ("tokenizer.pt", f"stage{stage - 1}.pt") if stage else ():
-            if (tiny / file).exists():
-                os.link(tiny / file, tmp_path / name / file)
+        start_of(stage, tiny, tmp_path / name)
     args = ["--stage", stage, "--steps", 11 if stage == 0 else 4, "--batch-size", 2, *TINY]
     run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "one")
     run("train.py", *args, "--out", tmp_path / "two", ranks=2)
