@@ -40,7 +40,7 @@ FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9), "34-49": (9, 13), 
 # steps, batch size, learning rate, warm-up steps, by stage (Sec. 4.1)
 PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (100_000, 256, 1e-4, 10_000)]
-TOY = [(4500, 2, 2e-3, 100), (1000, 64, 2e-3, 100), (1500, 16, 1.5e-3, 100), (1200, 8, 1e-3, 100)]
+TOY = [(4500, 2, 2e-3, 100), (2500, 16, 2e-3, 100), (3000, 4, 1.5e-3, 100), (3000, 4, 1e-3, 100)]
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, for MFU
 
 MAY_CHANGE = {"out", "micro_batch", "compile", "workers", "save_every", "init", "resume", "overwrite",
@@ -127,7 +127,7 @@ def parse():
                    help="keep one activation a layer and compute the rest again: a third more work, far less memory")
     p.add_argument("--fsdp", action="store_true", default=False,
                    help="share weights, gradients and optimizer state among the processes of torchrun (stages 1-3)")
-    p.add_argument("--workers", type=int, default=0, help="processes that draw or read clips")
+    p.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 0, help="processes that draw or read clips")
     p.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (and validations)")
     p.add_argument("--init", default="", help="start from this checkpoint instead of the stage before, or from 'none'")
     p.add_argument("--resume", action="store_true", default=False, help="continue the stage exactly where it was saved")

@@ -96,7 +96,7 @@ def main():
     args = p.parse_args()
     rate = args.tflops * 1e12 * args.mfu * 86400  # FLOPs a GPU-day
 
-    print("| preset | stage | tokens | FLOPs | GPU-days | " + " | ".join(f"days on {n}" for n in GPUS) + " |")
+    print("| preset | stage | video tokens | FLOPs | GPU-days | " + " | ".join(f"days on {n}" for n in GPUS) + " |")
     print("|---|---|---|---|---|" + "---|" * len(GPUS))
     config = TOKENIZER_PRESETS["paper"]
     with torch.device("meta"):
@@ -114,13 +114,14 @@ def main():
         print(f"| {name} | {stage} | {tokens / 1e9:.0f} G | {flops:.1e} | {days:.0f} | "
               + " | ".join(f"{days / n:.1f}" for n in GPUS) + " |")
 
-    print("\n| preset | parameters | DDP | " + " | ".join(f"FSDP on {n}" for n in GPUS) + " | ... activations recomputed |")
+    print("\n| memory of a GPU, one 65-frame clip | parameters | DDP | " + " | ".join(f"FSDP on {n}" for n in GPUS)
+          + " | on 8, `--checkpoint-activations` |")
     print("|---|---|---|" + "---|" * len(GPUS) + "---|")
     for name in ("700m", "3b", "7b"):
         c = PRESETS[name]
         print(f"| {name} | {parameters(c)[1] / 1e9:.2f} B | {memory(c, 1, False) / 2**30:.0f} GiB | "
               + " | ".join(f"{memory(c, n, False) / 2**30:.0f} GiB" for n in GPUS)
-              + f" | {memory(c, 8, True) / 2**30:.0f} GiB on 8 |")
+              + f" | {memory(c, 8, True) / 2**30:.0f} GiB |")
 
 
 if __name__ == "__main__":
