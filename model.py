@@ -198,19 +198,15 @@ class Llama(nn.Module):
 
         With targets (B, L) int64, the vocabulary ids of v1 ... vL where tokens end in <soi> v1 ... v(L-1): returns
         (loss, token_losses): Eq. (2) / L averaged over the batch (Eq. (1) at early_weight 1), and the unweighted
-        loss of every video token, (B, L) float32 without gradient. The head runs over those L positions alone, chunk by
-        chunk and once more in the backward pass, so the logits are never held whole.
+        loss of every video token, (B, L) float32 without gradient. Only those L positions go through the head.
         """
         x = self.model(tokens)
         if targets is None:
             return self.lm_head(x)
         states = x[:, -targets.shape[1]:].flatten(0, 1)
-        losses = torch.cat([checkpoint(self.chunk_losses, *chunk, use_reentrant=False)
-                            for chunk in zip(states.split(CHUNK), targets.flatten().split(CHUNK))]).view(targets.shape)
-        return weigh(losses, early_tokens, early_weight), losses.detach()
-
-    def chunk_losses(self, states, targets):
-        return token_losses(self.lm_head(states), targets)
+        weights = loss_weights(targets, early_tokens, early_weight).flatten()
+        loss, losses = HeadLoss.apply(states, self.lm_head.weight, targets.flatten(), weights)
+        return loss, losses.view(targets.shape)
 
     @torch.no_grad()
     def video_logits(self, tokens, cache):
@@ -228,11 +224,12 @@ def token_losses(logits, targets):
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def weigh(losses, early_tokens, early_weight):
-    """Eq. (2) / L, mean over the batch: the first K = early_tokens of losses (B, L) weigh early_weight = 1 + lambda."""
-    weights = torch.ones(losses.shape[1], device=losses.device)
-    weights[:early_tokens] = early_weight
-    return (losses * weights).mean()
+def loss_weights(targets, early_tokens, early_weight):
+    """What each token of targets (B, L) counts in Eq. (2) / L, mean over the batch: the first K = early_tokens of a row
+    1 + lambda = early_weight times as much as the others."""
+    weights = torch.ones(targets.shape, device=targets.device)
+    weights[:, :early_tokens] = early_weight
+    return weights / targets.numel()
 
 
 def weighted_loss(logits, targets, early_tokens, early_weight):
@@ -241,7 +238,44 @@ def weighted_loss(logits, targets, early_tokens, early_weight):
     logits (B, L, vocab), targets (B, L) int64, early_tokens K: the tokens of the first 17 frames, early_weight 1 + lambda.
     """
     losses = token_losses(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
-    return weigh(losses, early_tokens, early_weight)
+    return (losses * loss_weights(targets, early_tokens, early_weight)).sum()
+
+
+class HeadLoss(torch.autograd.Function):
+    """Head and weighted loss in one, CHUNK positions at a time: the logits of a long clip are never held whole. The
+    gradient of a chunk is taken at once, while its logits are there, and `backward` only hands it on.
+
+    states (N, dim), head (vocab, dim), targets (N,), weights (N,) -> (sum of weights x losses, losses (N,) float32).
+    """
+
+    @staticmethod
+    def chunk(states, head, targets, weights):
+        """-> losses (n,), and the gradients of their weighted sum with respect to the states and to the head."""
+        logits = states @ head.T
+        log_p = logits.float().log_softmax(1)
+        losses = -log_p.gather(1, targets[:, None])[:, 0]
+        slope = log_p.exp()  # d loss / d logits = p - 1 at the target, p elsewhere
+        slope[torch.arange(len(slope), device=slope.device), targets] -= 1
+        slope = (slope * weights[:, None]).to(logits.dtype)
+        return losses, slope @ head, slope.T @ states
+
+    @staticmethod
+    def forward(ctx, states, head, targets, weights):
+        losses, to_states, to_head = [], [], 0
+        for x, ids, w in zip(states.split(CHUNK), targets.split(CHUNK), weights.split(CHUNK)):
+            loss, to_x, to_h = HeadLoss.chunk(x, head, ids, w)
+            losses.append(loss)
+            to_states.append(to_x)
+            to_head = to_head + to_h.float()
+        losses = torch.cat(losses)
+        ctx.save_for_backward(torch.cat(to_states), to_head)
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        to_states, to_head = ctx.saved_tensors
+        return grad * to_states, grad * to_head, None, None
 
 # ---------------------------------------------------------------------------------------------------------------------
 # to Hugging Face

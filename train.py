@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import Clips, TextTokenizer, TokenShards, to_float
-from model import PRESETS, Llama, ModelConfig, prefix_tokens
+from model import PRESETS, HeadLoss, Llama, ModelConfig, prefix_tokens
 from sample import build, load_checkpoint, load_shards, load_tokenizer
 from tokenizer import TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss, VideoTokenizer
 
@@ -288,7 +288,7 @@ def main():
     if started:
         module.load_state_dict(started["weights"])
     if args.compile and stage:  # every shape on its own: images, clips, validation
-        module.chunk_losses = torch.compile(module.chunk_losses, dynamic=False)
+        HeadLoss.chunk = staticmethod(torch.compile(HeadLoss.chunk, dynamic=False))
         for layer in module.model.layers:
             layer.compile(dynamic=False)
     if args.fsdp:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from model import PRESETS, Llama, ModelConfig  # noqa: E402
+from model import PRESETS, HeadLoss, Llama, ModelConfig  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer  # noqa: E402
 from train import parameter_groups  # noqa: E402
 
@@ -77,6 +77,7 @@ def lm(config, batch, rounds, compiled):
     if compiled:
         for layer in ours.model.layers:
             layer.compile(dynamic=False)
+        HeadLoss.chunk = staticmethod(torch.compile(HeadLoss.chunk, dynamic=False))
 
     def step_of(model, loss):
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)

@@ -58,7 +58,10 @@ def test_forward_with_targets_is_the_weighted_loss(monkeypatch):
     monkeypatch.setattr(model_file, "CHUNK", 5)  # 24 positions in five chunks
     loss, losses = model(tokens[:, :-1], video, early_tokens=4, early_weight=2.0)
     logits = model(tokens)[:, SMALL.text_len + 2:-1]  # from <soi> on
-    assert torch.allclose(loss, weighted_loss(logits, video, 4, 2.0)) and losses.shape == (2, 12)
+    expected = weighted_loss(logits, video, 4, 2.0)
+    assert torch.allclose(loss, expected) and losses.shape == (2, 12)
+    for p, q in zip(*(torch.autograd.grad(value, list(model.parameters())) for value in (loss, expected))):
+        assert torch.allclose(p, q, atol=1e-6)
     assert torch.allclose(losses.mean(), weighted_loss(logits, video, 4, 1.0))
 
 
