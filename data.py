@@ -12,18 +12,29 @@ Three things live here, and nothing else:
 This file knows nothing about networks; only its command line, which writes shards, asks `sample.py` for a tokenizer.
 
     python data.py --source toy --clips 8192 --out data/toy
-    python data.py --source folder --input my_videos --ckpt checkpoints/toy --out data/mine
+    python data.py --source folder --input my_videos --out data/mine       # NAME.mp4, NAME.jpg ... beside NAME.txt
+    python data.py --source csv --input webvid.csv --root videos --out data/webvid
+    python data.py --source tar --input cc12m --out data/cc12m             # img2dataset's, video2dataset's tar shards
+    python data.py --inspect data/webvid
 """
 import argparse
+import csv
+import io
+import itertools
 import json
 import os
 import sys
+import tarfile
+import warnings
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 FPS = 6.5  # 65 frames cover 10 seconds (Sec. 3.1)
+LENGTHS = (65, 17, 1)  # frames of a clip, the three stages'
 
 # ---------------------------------------------------------------------------------------------------------------------
 # text
@@ -125,45 +136,93 @@ def toy_clip(rng, frames=65, attributes=None):
     return video, wording.format(**a), a
 
 # ---------------------------------------------------------------------------------------------------------------------
-# real videos
+# real videos and images
 
-def read_clip(path, n_frames, fps=FPS, size=128):
-    """The first `n_frames` of a video file at `fps`, centre-cropped to a square and resized: uint8 (T, size, size, 3).
+VIDEOS, IMAGES = {"mp4", "webm", "mov", "mkv", "avi", "gif"}, {"png", "jpg", "jpeg", "webp"}
+LARGEST = 100_000_000  # pixels of a picture; more is a decompression bomb
 
-    Frames are chosen by their timestamps, so any constant or variable rate comes out right: frame i is the picture on
-    screen at i / fps seconds. Raises ValueError if the file is no readable video or is too short.
+
+def frames_at(container, fps):
+    """The picture on screen at 0, 1/fps, 2/fps ... seconds of an opened pyav container, by the frames' timestamps: any
+    constant or variable rate comes out right. Yields pyav frames."""
+    stream = container.streams.video[0]
+    shown, start, end, i = None, None, 0.0, 0
+    for frame in container.decode(stream):
+        start = frame.time if start is None else start
+        # every instant before this frame's own still shows the one before it (1 ms of slack for rounding)
+        while shown is not None and i / fps < frame.time - start - 1e-3:
+            yield shown
+            i += 1
+        shown, end = frame, frame.time - start + 1 / float(stream.average_rate or fps)
+    while shown is not None and i / fps < end - 1e-3:  # the last picture stays on screen to the end of the file
+        yield shown
+        i += 1
+
+
+def read_clips(file, n_frames, fps=FPS, size=128, count=1):
+    """Up to `count` clips of a video, one after the other: list of uint8 (T, size, size, 3), square from the centre.
+
+    file: a path or a binary file. Every clip has n_frames; only a video too short for one gives a single clip of the
+    longest of LENGTHS that fits. Raises ValueError if the file is no readable video.
     """
     import av
-    clip, shown, end = [], None, 0.0
+    clips = []
     try:
-        with av.open(str(path)) as container:
+        with av.open(file) as container:
+            if container.format.name.endswith("_pipe"):
+                raise ValueError("a picture that is named as a video")
             stream = container.streams.video[0]
-            start = None
-            for frame in container.decode(stream):
-                start = frame.time if start is None else start
-                # every instant before this frame's own still shows the one before it (1 ms of slack for rounding)
-                while shown is not None and len(clip) < n_frames and len(clip) / fps < frame.time - start - 1e-3:
-                    clip.append(square(shown, size))
-                if len(clip) == n_frames:
+            if stream.width * stream.height > LARGEST:
+                raise ValueError(f"{stream.width}x{stream.height} pixels are too many")
+            frames = frames_at(container, fps)
+            while len(clips) < count and (clip := [square(f, size) for f in itertools.islice(frames, n_frames)]):
+                if len(clip) < n_frames and clips:
                     break
-                shown = frame
-                end = frame.time - start + 1 / float(stream.average_rate or fps)
-    except (av.FFmpegError, OSError, IndexError, TypeError) as e:
-        raise ValueError(f"{path}: not a readable video ({e})") from e
-    while shown is not None and len(clip) < n_frames and len(clip) / fps < end - 1e-3:
-        clip.append(square(shown, size))  # the last picture stays on screen to the end of the file
+                clips.append(np.stack(clip[:next(n for n in (n_frames, *LENGTHS) if n <= len(clip))]))
+    except (av.FFmpegError, OSError, IndexError, TypeError, ValueError, MemoryError) as e:
+        reason = "no video in it" if isinstance(e, IndexError) else str(e).partition(":")[0]
+        raise ValueError(f"not a readable video ({reason})") from e
+    if not clips:
+        raise ValueError("not a readable video (no frame in it)")
+    return clips
+
+
+def read_clip(path, n_frames, fps=FPS, size=128):
+    """The first `n_frames` of a video file at `fps`: uint8 (n_frames, size, size, 3). ValueError if there are fewer."""
+    try:
+        clip = read_clips(str(path), n_frames, fps, size)[0]
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
     if len(clip) < n_frames:
-        raise ValueError(f"{path}: {len(clip)} frames at {fps} frames/s, {n_frames} are needed")
-    return np.stack(clip)
+        raise ValueError(f"{path}: too short for {n_frames} frames at {fps} frames/s")
+    return clip
 
 
-def square(frame, size):
-    """A pyav frame, centre-cropped and resized: uint8 (size, size, 3)."""
+def read_image(file, size):
+    """An image as a clip of one frame: uint8 (1, size, size, 3). Raises ValueError if it is none."""
+    from PIL import Image, ImageOps
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return square(ImageOps.exif_transpose(Image.open(file)), size)[None]
+    except Exception as e:  # Pillow's decoders raise nearly anything on damaged files
+        raise ValueError(f"not a readable image ({type(e).__name__})") from e
+
+
+def square(picture, size):
+    """A pyav frame or a PIL image, turned as it is meant to be seen, cropped to its centre and resized; what is
+    transparent is white: uint8 (size, size, 3)."""
     from PIL import Image
-    image = frame.to_image()
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.resize((size, size), Image.BICUBIC, box=(left, top, left + side, top + side)))
+    if not isinstance(picture, Image.Image):
+        picture = picture.to_image().rotate(picture.rotation, expand=True)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    side = min(picture.size)
+    if side < 8:
+        raise ValueError(f"{picture.width}x{picture.height} pixels are too few")
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return np.asarray(picture.convert("RGB").resize((size, size), Image.BICUBIC, (left, top, left + side, top + side)))
 
 
 def to_float(video):
@@ -176,7 +235,133 @@ def to_uint8(video):
     return ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-4, -1).contiguous().cpu().numpy()
 
 # ---------------------------------------------------------------------------------------------------------------------
-# token shards: NAME.t17.tokens.npy uint16 (N, t, h, w), NAME.t17.captions.jsonl, meta.json
+# sources: what --input holds, as a stream of Items in a fixed order
+
+@dataclass
+class Item:
+    """One captioned file, or the reason why it cannot be used."""
+    name: str
+    caption: str = ""
+    path: str = ""
+    offset: int = 0  # where it lies in `path`, if that is a tar file
+    size: int = -1
+    reason: str = ""
+
+    def __post_init__(self):
+        self.caption = " ".join(self.caption[:4096].split())
+        if not self.reason and not self.caption:
+            self.reason = "no caption"
+
+    def read(self, frames, size, count=1):
+        """-> list of clips, uint8 (T, size, size, 3). Raises ValueError with the reason if there are none."""
+        if self.reason:
+            raise ValueError(self.reason)
+        file = self.path
+        try:
+            if self.size >= 0:
+                with open(self.path, "rb") as tar:
+                    tar.seek(self.offset)
+                    file = io.BytesIO(tar.read(self.size))
+            elif not os.path.getsize(file):
+                raise ValueError("empty file")
+        except OSError as e:
+            raise ValueError(e.strerror) from e
+        return [read_image(file, size)] if ending(self.name) in IMAGES else read_clips(file, frames, FPS, size, count)
+
+
+@dataclass
+class ToyItem:
+    """A clip of the toy world; `path` numbers it."""
+    name: str
+    seed: int
+
+    def read(self, frames, size, count=1):
+        if size != SIZE:
+            raise ValueError(f"the toy world is {SIZE}x{SIZE}, this tokenizer's clips are {size} wide")
+        # the last number keeps these clips apart from those that train.py draws on the spot
+        video, self.caption, _ = toy_clip(np.random.default_rng([self.seed, int(self.name), 17]), frames)
+        return [video]
+
+
+def ending(name):
+    return os.path.splitext(name)[1][1:].lower()
+
+
+def folder_items(folder):
+    """Every video and image under a folder, its caption from NAME.txt or from captions.jsonl at the top, one
+    {"file": ..., "caption": ...} a line."""
+    table = {}
+    if os.path.exists(path := os.path.join(folder, "captions.jsonl")):
+        with open(path, errors="replace") as f:
+            table = {row["file"]: str(row["caption"]) for row in map(json.loads, f)}
+    elif not os.path.isdir(folder):
+        raise ValueError(f"{folder}: no such folder")
+    closed = []  # folders that may not be read
+    for where, folders, names in os.walk(folder, onerror=closed.append):
+        folders.sort()
+        for name in sorted(names):
+            if ending(name) in VIDEOS | IMAGES:
+                path = os.path.join(where, name)
+                name = os.path.relpath(path, folder)
+                caption = table.get(name, "")
+                if not caption and os.path.exists(text := os.path.splitext(path)[0] + ".txt"):
+                    with open(text, errors="replace") as f:
+                        caption = f.read(4096)
+                yield Item(name, caption, path)
+    yield from (Item(os.path.relpath(e.filename, folder), reason=e.strerror) for e in closed)
+
+
+def csv_items(path, root, columns):
+    """WebVid's table: the video of a row is ROOT/page_dir/videoid.mp4, its caption the column `name`."""
+    csv.field_size_limit(1 << 24)
+    with open(path, newline="", errors="replace") as f:
+        rows = csv.DictReader(f)
+        if missing := set(columns) - set(rows.fieldnames or ()):
+            raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; name them by --columns")
+        for row in rows:
+            number, folder, caption = (row[c] or "" for c in columns)
+            name = os.path.normpath(os.path.join(folder, number + ".mp4"))
+            outside = name.startswith(("..", "/"))
+            yield Item(name, caption, os.path.join(root, name), reason="outside --root" if outside else "")
+
+
+def tar_items(folder):
+    """webdataset's layout: the members of a tar file that share a key (the name up to its first dot) are one sample, a
+    video or image beside its txt, or its json with a "caption". Nothing is unpacked: a member is bytes at an offset."""
+    tars = sorted(n for n in os.listdir(folder) if ending(n) == "tar") if os.path.isdir(folder) else [""]
+    for tar in tars:
+        path, seen = os.path.join(folder, tar) if tar else folder, set()
+        name = os.path.basename(path)
+        try:
+            with tarfile.open(path, "r:") as file:
+                files = (m for m in file if not m.isdir())
+                for key, group in itertools.groupby(files, lambda m: os.path.join(os.path.dirname(m.name),
+                                                                                  os.path.basename(m.name).split(".")[0])):
+                    yield tar_item(f"{name}/{key}", {ending(m.name): m for m in group}, file, path, key in seen)
+                    seen.add(key)
+        except (tarfile.TarError, OSError, EOFError) as e:
+            yield Item(name, reason=f"broken tar ({e})")
+
+
+def tar_item(name, members, file, path, again):
+    media = next((e for e in (*sorted(VIDEOS), *sorted(IMAGES)) if e in members), None)
+    if media is None or again:
+        return Item(name, reason="duplicate key" if again else "no video or image")
+    if not members[media].isreg():
+        return Item(name, reason="a link, not a file")
+    caption = ""
+    for kind in ("json", "txt"):
+        if kind in members and members[kind].isreg():
+            text = file.extractfile(members[kind]).read(1 << 20).decode(errors="replace")
+            try:
+                caption = text if kind == "txt" else str(json.loads(text).get("caption") or "")
+            except (ValueError, AttributeError):
+                pass  # json that is none, or not an object
+    m = members[media]
+    return Item(f"{name}.{media}", caption, path, m.offset_data, m.size)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# token shards: PART.t17.tokens.npy uint16 (N, t, h, w) with PART.t17.captions.jsonl, PART.json once it is whole, meta.json
 
 class TokenShards:
     """Every clip in a folder of shards that is at least `latent_frames` long, cut to that length; memory-mapped.
@@ -186,18 +371,19 @@ class TokenShards:
     """
 
     def __init__(self, folder, latent_frames):
-        self.latent_frames, self.tokens, self.captions = latent_frames, [], []
+        self.latent_frames, self.tokens, self.captions, self.lines = latent_frames, [], [], []
         try:
             with open(os.path.join(folder, "meta.json")) as f:
                 self.meta = json.load(f)
-            for name in sorted(n for n in os.listdir(folder) if n.endswith(".tokens.npy")):
-                tokens = np.load(os.path.join(folder, name), mmap_mode="r")
-                if tokens.shape[1] >= latent_frames:
-                    with open(os.path.join(folder, name.removesuffix("tokens.npy") + "captions.jsonl")) as f:
-                        self.captions.append([json.loads(line)["caption"] for line in f])
-                    self.tokens.append(tokens)
-                    if len(tokens) != len(self.captions[-1]):
-                        raise ValueError(f"{name}: {len(tokens)} clips but {len(self.captions[-1])} captions")
+            for part in parts(folder):
+                for name in (f"{part}.t{t}" for t in map(latents, LENGTHS) if t >= latent_frames):
+                    path = os.path.join(folder, name)
+                    if os.path.exists(path + ".tokens.npy"):
+                        self.tokens.append(np.load(path + ".tokens.npy", mmap_mode="r"))
+                        self.captions.append(np.memmap(path + ".captions.jsonl", mode="r"))
+                        self.lines.append(np.flatnonzero(self.captions[-1] == ord("\n")))  # where each line ends
+                        if len(self.tokens[-1]) != len(self.lines[-1]):
+                            raise ValueError(f"{name}: {len(self.tokens[-1])} clips but {len(self.lines[-1])} captions")
         except (OSError, ValueError, KeyError) as e:
             raise ValueError(f"{folder}: no token shards here ({e}); write some with data.py") from e
         self.ends = np.cumsum([len(t) for t in self.tokens])
@@ -210,25 +396,45 @@ class TokenShards:
     def __getitem__(self, i):
         shard = int(np.searchsorted(self.ends, i, side="right"))
         i -= self.ends[shard] - len(self.tokens[shard])
-        return self.tokens[shard][i, :self.latent_frames].astype(np.int64), self.captions[shard][i]
+        lines = self.lines[shard]
+        line = self.captions[shard][lines[i - 1] + 1 if i else 0:lines[i]]
+        return self.tokens[shard][i, :self.latent_frames].astype(np.int64), json.loads(line.tobytes())["caption"]
+
+
+def latents(frames):
+    return 1 + (frames - 1) // 4
+
+
+def parts(folder):
+    """The finished parts of a folder of shards -> {name: what PART.json says}, in order."""
+    names = sorted(n.removesuffix(".json") for n in os.listdir(folder) if n.endswith(".json") and n != "meta.json")
+    return {name: json.load(open(os.path.join(folder, name + ".json"))) for name in names}
 
 
 class Clips(torch.utils.data.Dataset):
     """Training samples as a pure function of their key: clips[(step, i, frames)] -> (tokens or video, caption).
 
     The generator of a sample is seeded by (seed, stage, step, i) alone, so there is no loader state: a resumed run, any
-    number of worker processes and any number of ranks see the same batches. source: "toy" (drawn on the spot), a
-    folder of token shards, or, for the tokenizer's own training, a folder of video files. A sample is int64 tokens
+    number of worker processes and any number of ranks see the same batches. source: "toy" (drawn on the spot), folders
+    of token shards with commas between, or, for the tokenizer's own training, a folder of files. Several folders serve
+    in proportion to `mix`, or else to their clips, as far as their clips are long enough. A sample is int64 tokens
     (t, h, w) from shards, uint8 video (T, H, W, 3) otherwise. The caption is dropped (empty) with probability 0.1, for
     classifier-free guidance. held: validation samples, from other seeds or the last 64th of the files or shard rows.
     """
 
-    def __init__(self, source, seed, stage, resolution=SIZE, held=False):
+    def __init__(self, source, seed, stage, resolution=SIZE, held=False, mix=()):
         self.source, self.seed, self.stage, self.resolution, self.held = source, seed, stage, resolution, held
-        self.shards = {}  # latent frames -> TokenShards, opened when first asked for
+        self.folders, self.mix = source.split(","), mix
+        self.shards = {}  # latent frames -> ([TokenShards], their shares), opened when first asked for
+        if mix and len(mix) != len(self.folders):
+            raise ValueError(f"--mix has {len(mix)} numbers for {len(self.folders)} folders of --data")
         if source == "toy" and resolution != SIZE:
             raise ValueError(f"the toy world is {SIZE}x{SIZE}; this preset wants {resolution}: name real clips by --data")
-        self.files = None if source == "toy" or stage else list_folder(source)
+        self.files = None
+        if source != "toy" and not stage:
+            self.files = list(folder_items(source))
+            if not self.files:
+                raise ValueError(f"{source}: no videos or images in it")
 
     def __getitem__(self, key):
         step, i, frames = key
@@ -241,17 +447,34 @@ class Clips(torch.utils.data.Dataset):
         if self.source == "toy":
             return toy_clip(rng, frames)[:2]
         if self.files:
-            for _ in range(100):  # files that are too short or broken are passed over
-                path, caption = self.files[self.choose(rng, len(self.files))]
+            for _ in range(100):  # files that are too short or broken are passed over; captions play no part
+                item = self.files[self.choose(rng, len(self.files))]
                 try:
-                    return read_clip(path, frames, size=self.resolution), caption
+                    clip = Item(item.name, "-", item.path).read(frames, self.resolution)[0]
+                    if len(clip) == frames:
+                        return clip, item.caption
                 except ValueError:
-                    continue
+                    pass
             raise ValueError(f"{self.source}: no file with {frames} readable frames in 100 tries")
-        t = 1 + (frames - 1) // 4
-        if t not in self.shards:
-            self.shards[t] = TokenShards(self.source, t)
-        return self.shards[t][self.choose(rng, len(self.shards[t]))]
+        if (t := latents(frames)) not in self.shards:
+            self.shards[t] = self.open(t)
+        shards, shares = self.shards[t]
+        chosen = shards[rng.choice(len(shards), p=shares)] if len(shards) > 1 else shards[0]
+        return chosen[self.choose(rng, len(chosen))]
+
+    def open(self, t):
+        """The folders with clips of t latent frames, and the share of each."""
+        shards, shares = [], []
+        for i, folder in enumerate(self.folders):
+            try:
+                shards.append(TokenShards(folder, t))
+                shares.append(self.mix[i] if self.mix else len(shards[-1]))
+            except ValueError:
+                if len(self.folders) == 1:
+                    raise
+        if not sum(shares):
+            raise ValueError(f"{self.source}: no clips of {t} latent frames or more")
+        return shards, np.array(shares) / sum(shares)
 
     def choose(self, rng, n):
         """One of n clips: of the last 64th, at least one, for validation; of the others for training."""
@@ -259,79 +482,172 @@ class Clips(torch.utils.data.Dataset):
         return rng.integers(n - kept, n) if self.held and kept else rng.integers(n - kept)
 
 
-def list_folder(folder):
-    """[(path of NAME.mp4, caption from NAME.txt or "")] of a folder. Raises ValueError if it holds no mp4 file."""
-    try:
-        names = sorted(n for n in os.listdir(folder) if n.lower().endswith(".mp4"))
-    except OSError as e:
-        raise ValueError(f"{folder}: {e.strerror}") from e
-    if not names:
-        raise ValueError(f"{folder}: no .mp4 files in it")
-    clips = []
-    for name in names:
-        text = os.path.join(folder, os.path.splitext(name)[0] + ".txt")
-        caption = open(text, errors="replace").read().strip() if os.path.exists(text) else ""
-        clips.append((os.path.join(folder, name), caption))
-    return clips
-
 # ---------------------------------------------------------------------------------------------------------------------
 # command line: clips + captions -> token shards
 
+class Reader(torch.utils.data.Dataset):
+    """What worker processes do: Items -> (name, caption, clips, reason why there are none)."""
+
+    def __init__(self, items, frames, size, count):
+        self.items, self.how = items, (frames, size, count)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        item, clips, reason = self.items[i], [], ""
+        try:
+            clips = item.read(*self.how)
+        except ValueError as e:
+            reason = str(e)
+        return item.name, getattr(item, "caption", ""), clips, reason
+
+
+def encode_part(reader, tokenizer, device, batch_size, workers, bar):
+    """Encode a part's items, clips of one length together -> {t: ([tokens (n, t, h, w)], [captions])}, skipped items."""
+    done, waiting, skipped = {}, {}, []
+
+    def encode(length):
+        clips, captions = zip(*waiting.pop(length))
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            tokens = tokenizer.encode(to_float(np.stack(clips)).to(device)).cpu().numpy().astype(np.uint16)
+        rows = done.setdefault(tokens.shape[1], ([], []))
+        rows[0].append(tokens)
+        rows[1].extend(captions)
+
+    for name, caption, clips, reason in torch.utils.data.DataLoader(reader, batch_size=None, num_workers=workers,
+                                                                    collate_fn=unchanged):
+        if reason:
+            skipped.append({"file": name, "reason": reason})
+        for clip in clips:
+            waiting.setdefault(len(clip), []).append((clip, caption))
+            if len(waiting[len(clip)]) == batch_size * LENGTHS[0] // len(clip):
+                encode(len(clip))
+        bar.update()
+    for length in list(waiting):
+        encode(length)
+    return done, skipped
+
+
+def unchanged(x):
+    return x
+
+
+def write_part(out, part, done, skipped):
+    """Files first under another name, PART.json last: a part is whole or it is not there."""
+    files = {f"{part}.t{t}.tokens.npy": lambda f, rows=rows: np.save(f, np.concatenate(rows[0]))
+             for t, rows in done.items()}
+    files |= {f"{part}.t{t}.captions.jsonl": lambda f, rows=rows: f.writelines(
+        json.dumps({"caption": c}).encode() + b"\n" for c in rows[1]) for t, rows in done.items()}
+    files[f"{part}.json"] = lambda f: f.write(json.dumps(
+        {"clips": {t: len(rows[1]) for t, rows in done.items()}, "skipped": skipped}).encode())
+    for name, write in files.items():
+        path = os.path.join(out, name)
+        try:
+            with open(path + ".tmp", "wb") as f:
+                write(f)
+            os.replace(path + ".tmp", path)
+        finally:
+            if os.path.exists(path + ".tmp"):
+                os.remove(path + ".tmp")
+
+
+def inspect(folder, ckpt, device):
+    """Print what a folder of shards holds, and draw CONTACT.png: first, middle and last frame of sixteen clips."""
+    from PIL import Image
+    from sample import load_tokenizer
+    shards = TokenShards(folder, 1)
+    finished = parts(folder)
+    counts = sum((Counter(p["clips"]) for p in finished.values()), Counter())
+    reasons = Counter(s["reason"] for p in finished.values() for s in p["skipped"])
+    used = np.zeros(shards.meta["codebook_size"], bool)
+    for tokens in shards.tokens:
+        used[np.unique(tokens)] = True
+    for t, n in sorted(counts.items(), key=lambda c: int(c[0])):
+        frames = 4 * int(t) - 3
+        print(f"{n} clips of {frames} frames, {frames / FPS:.1f} s each, {n * frames / FPS / 3600:.2f} hours")
+    print(f"{sum(reasons.values())} files skipped" + "".join(f"\n    {n} x {why}" for why, n in reasons.most_common(10)))
+    print(f"{used.sum()} of {len(used)} codes used ({used.mean():.1%})")
+    tokenizer, tokenizer_hash = load_tokenizer(ckpt, device)
+    if tokenizer_hash != shards.meta["tokenizer_hash"]:
+        raise ValueError(f"{folder} was encoded by another tokenizer: name its folder by --ckpt")
+    sheet = []
+    for i in np.linspace(0, len(shards) - 1, 16).astype(int):
+        shard = int(np.searchsorted(shards.ends, i, side="right"))
+        tokens = torch.as_tensor(shards.tokens[shard][i - shards.ends[shard]].astype(np.int64))[None].to(device)
+        video = to_uint8(tokenizer.decode(tokens))[0]
+        sheet.append(np.concatenate(video[[0, len(video) // 2, -1]], axis=1))
+        print("   ", shards[i][1][:100])
+    path = os.path.join(folder, "contact.png")
+    Image.fromarray(np.concatenate([np.concatenate(sheet[r:r + 4], 1) for r in range(0, 16, 4)])).save(path)
+    print(f"contact sheet: {path}")
+
+
 def main():
     p = argparse.ArgumentParser(description="Encode captioned clips into token shards.")
-    p.add_argument("--source", choices=["toy", "folder"], default="toy", help="toy world, or NAME.mp4 beside NAME.txt")
-    p.add_argument("--input", help="the folder, for --source folder")
-    p.add_argument("--clips", type=int, default=8192, help="how many toy clips")
+    p.add_argument("--source", choices=["toy", "folder", "csv", "tar"], default="toy")
+    p.add_argument("--input", help="the folder, the csv file, or the tar file or folder of them")
+    p.add_argument("--root", default="", help="csv: the folder of the videos")
+    p.add_argument("--columns", default="videoid,page_dir,name", help="csv: columns of video, its folder, its caption")
+    p.add_argument("--clips", type=int, default=8192, help="toy: how many clips")
+    p.add_argument("--clips-per-video", type=int, default=1, help="how many clips of full length a long video gives")
     p.add_argument("--ckpt", help="folder with tokenizer.pt (default: the shipped toy weights)")
-    p.add_argument("--out", required=True, help="folder to write to")
-    p.add_argument("--batch-size", type=int, default=4, help="clips encoded at once")
+    p.add_argument("--out", help="folder to write to; parts that are there already are kept")
+    p.add_argument("--shard", default="0/1", metavar="I/N", help="do every n-th part, from the i-th: one of n jobs")
+    p.add_argument("--part", type=int, default=1000, help="items a part")
+    p.add_argument("--batch-size", type=int, default=4, help="clips of full length encoded at once")
+    p.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="processes that read files")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--inspect", metavar="DIR", help="say what a folder of shards holds, and draw a contact sheet")
     args = p.parse_args()
-    from sample import load_tokenizer  # imported here: only the command line needs a network
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.inspect:
+        return inspect(args.inspect, args.ckpt, device)
+    mine, jobs = (int(n) if n.isdecimal() else -1 for n in (args.shard + "/").split("/")[:2])
+    if min(args.clips, args.batch_size, args.part, args.clips_per_video) < 1 or not 0 <= mine < jobs:
+        raise ValueError("--clips, --clips-per-video, --part and --batch-size must be at least 1, --shard I/N with I < N")
+    if not args.out or (args.source != "toy" and not args.input):
+        raise ValueError("--out is needed" if not args.out else f"--source {args.source} needs --input")
+    sources = {"toy": lambda: (ToyItem(str(i), args.seed) for i in range(args.clips)),
+               "folder": lambda: folder_items(args.input), "tar": lambda: tar_items(args.input),
+               "csv": lambda: csv_items(args.input, args.root, args.columns.split(","))}
+    total = sum(1 for _ in sources[args.source]())
+    if not total:
+        raise ValueError(f"{args.input}: no videos or images in it")
+    from sample import load_tokenizer  # imported here: only the command line needs a network
     tokenizer, tokenizer_hash = load_tokenizer(args.ckpt, device)
     config = tokenizer.config
-    if args.clips < 1 or args.batch_size < 1:
-        raise ValueError("--clips and --batch-size must be at least 1")
-    if os.path.exists(os.path.join(args.out, "meta.json")):
-        raise ValueError(f"{args.out} holds shards already; choose another --out or remove it")
-    if args.source == "toy":
-        if config.resolution != SIZE:
-            raise ValueError(f"the toy world is {SIZE}x{SIZE}, this tokenizer's clips are {config.resolution} wide")
-        # the last number keeps these clips apart from those that train.py draws on the spot
-        clips = [lambda i=i: toy_clip(np.random.default_rng([args.seed, i, 17]), config.frames)[:2]
-                 for i in range(args.clips)]
-    else:
-        if not args.input:
-            raise ValueError("--source folder needs --input")
-        clips = [lambda path=path, caption=caption: (read_clip(path, config.frames, size=config.resolution), caption)
-                 for path, caption in list_folder(args.input)]
+    meta = {"codebook_size": config.codebook_size, "frames": config.frames, "fps": FPS, "resolution": config.resolution,
+            "tokenizer_hash": tokenizer_hash, "items": total, "part": args.part,
+            "from": [args.source, args.input, args.clips_per_video, args.seed]}
     os.makedirs(args.out, exist_ok=True)
+    path = os.path.join(args.out, "meta.json")
+    if os.path.exists(path):
+        with open(path) as f:
+            if json.load(f) != meta:
+                raise ValueError(f"{args.out} holds shards of other clips, settings or tokenizer; choose another --out")
+    else:
+        with open(path, "w") as f:
+            json.dump(meta, f)
 
-    tokens, captions, videos = [], [], []
-    bar = tqdm(clips, unit="clip", desc="encoding")
-    for i, clip in enumerate(bar):
-        try:
-            video, caption = clip()
-            videos.append(video)
-            captions.append(caption)
-        except ValueError as e:
-            tqdm.write(f"skipped: {e}", file=sys.stderr)
-        if videos and (len(videos) == args.batch_size or i + 1 == len(clips)):
-            with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-                tokens.append(tokenizer.encode(to_float(np.stack(videos)).to(device)).cpu().numpy().astype(np.uint16))
-            videos = []
-    if not tokens:
+    items, bar = sources[args.source](), tqdm(total=total, unit="item", desc="encoding", smoothing=0.01)
+    for number in range(-(-total // args.part)):
+        part, batch = f"{number:06d}", list(itertools.islice(items, args.part))
+        if number % jobs != mine or os.path.exists(os.path.join(args.out, part + ".json")):
+            bar.update(len(batch))
+            continue
+        reader = Reader(batch, config.frames, config.resolution, args.clips_per_video)
+        write_part(args.out, part, *encode_part(reader, tokenizer, device, args.batch_size, args.workers, bar))
+    bar.close()
+    finished = parts(args.out)
+    skipped = [s for p in finished.values() for s in p["skipped"]]
+    with open(os.path.join(args.out, "skipped.jsonl"), "w") as f:
+        f.writelines(json.dumps(s) + "\n" for s in skipped)
+    clips = sum((Counter(p["clips"]) for p in finished.values()), Counter())
+    print(f"{args.out}: " + (", ".join(f"{n} clips of {4 * int(t) - 3} frames" for t, n in sorted(clips.items())) or "no clips")
+          + f"; {len(skipped)} skipped, see skipped.jsonl")
+    if not clips:
         raise ValueError("no clip could be encoded")
-    t = tokens[0].shape[1]
-    name = os.path.join(args.out, f"{args.source}.t{t}")
-    np.save(name + ".tokens.npy", np.concatenate(tokens))
-    with open(name + ".captions.jsonl", "w") as f:
-        f.writelines(json.dumps({"caption": c}) + "\n" for c in captions)
-    with open(os.path.join(args.out, "meta.json"), "w") as f:
-        json.dump({"codebook_size": config.codebook_size, "frames": config.frames, "fps": FPS,
-                   "resolution": config.resolution, "tokenizer_hash": tokenizer_hash, "clips": len(captions)}, f)
-    print(f"{len(captions)} clips of {t} latent frames -> {name}.tokens.npy")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import Clips, TextTokenizer, TokenShards, to_float
+from data import Clips, TextTokenizer, TokenShards, latents, to_float
 from model import PRESETS, HeadLoss, Llama, ModelConfig, prefix_tokens
 from sample import build, load_checkpoint, load_shards, load_tokenizer
 from tokenizer import TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss, VideoTokenizer
@@ -56,10 +56,6 @@ def frames_of_step(args, step):
         done = step / args.steps
         longest = 1 if done < 0.4 else 17 if done < 0.9 else 65
     return 1 if args.image_every and step % args.image_every == 0 else longest
-
-
-def latents(frames):
-    return 1 + (frames - 1) // 4
 
 
 class StepKeys:
@@ -110,7 +106,8 @@ def parse():
     p.add_argument("--stage", type=int, choices=[0, 1, 2, 3], required=True, help="0 tokenizer, 1-3 short to long")
     p.add_argument("--preset", choices=list(PRESETS), default="toy")
     p.add_argument("--out", default="out", help="folder of checkpoints and metrics.jsonl")
-    p.add_argument("--data", default="toy", help="'toy', or a folder of token shards (stage 0: of .mp4 files)")
+    p.add_argument("--data", default="toy", help="'toy', or folders of token shards, commas between (stage 0: a folder of files)")
+    p.add_argument("--mix", type=float, nargs="+", default=[], help="shares of the folders of --data (default: as their clips)")
     p.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     p.add_argument("--batch-size", type=int, help="global batch of a step, in clips of the stage's longest length")
     p.add_argument("--micro-batch", type=int, help="what one process holds at once; accumulation follows")
@@ -277,8 +274,9 @@ def main():
             latents(t.frames), t.resolution // 8, t.resolution // 8))  # the model speaks the tokenizer's language
         if started and started["tokenizer_hash"] != tokenizer_hash:
             raise ValueError("the checkpoint to start from was trained on another tokenizer's tokens")
-        if args.data != "toy" and TokenShards(args.data, 1).meta["tokenizer_hash"] != tokenizer_hash:
-            raise ValueError(f"{args.data} was encoded by another tokenizer; encode it again with data.py")
+        for folder in args.data.split(",") if args.data != "toy" else ():
+            if TokenShards(folder, 1).meta["tokenizer_hash"] != tokenizer_hash:
+                raise ValueError(f"{folder} was encoded by another tokenizer; encode it again with data.py")
         text = TextTokenizer(config.text_tokenizer)
         config = settle(config, args, started)
         with torch.device(device):
@@ -315,7 +313,7 @@ def main():
 
     keys = StepKeys(args, start, rank, ranks)
     resolution = (tokenizer or module).config.resolution
-    clips = Clips(args.data, args.seed, stage, resolution)
+    clips = Clips(args.data, args.seed, stage, resolution, mix=args.mix)
     loader = iter(torch.utils.data.DataLoader(clips, batch_sampler=keys, collate_fn=collate, num_workers=args.workers,
                                               pin_memory=device != "cpu"))
 
@@ -348,7 +346,7 @@ def main():
         if rank == 0:
             save_atomically(path, checkpoint)
 
-    held = Clips(args.data, args.seed, stage, resolution, held=True)
+    held = Clips(args.data, args.seed, stage, resolution, held=True, mix=args.mix)
 
     @torch.no_grad()
     def validate():
