@@ -16,6 +16,7 @@ import hashlib
 import os
 import pickle
 import sys
+import warnings
 from fractions import Fraction
 
 import av
@@ -63,9 +64,11 @@ def load_shards(path, checkpoint, state):
     import torch.distributed.checkpoint as dcp
     folder = os.path.join(os.path.dirname(path), os.path.basename(checkpoint["shards"]))
     try:
-        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one process reads alone is meant
+            dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=not dist.is_initialized())
     except Exception as e:
-        raise ValueError(f"{folder} is missing or damaged: {e}") from e
+        raise ValueError(f"{folder} is missing or damaged") from e
 
 
 def build(cls, config):
