@@ -17,6 +17,7 @@ processes changes nothing. Everything lands in --out: tokenizer.pt, stage1.pt ..
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -233,6 +234,8 @@ def main():
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if args.fsdp and (stage == 0 or "RANK" not in os.environ):
         raise ValueError("--fsdp shares the language model (stages 1-3) among the processes of torchrun")
+    if args.fsdp and not importlib.util.find_spec("safetensors"):
+        raise ValueError("--fsdp saves slices as safetensors: pip install safetensors")
     if ranks > 1 or args.fsdp:
         dist.init_process_group("nccl" if device != "cpu" else "gloo")
     if args.batch_size % ranks:
