@@ -62,9 +62,8 @@ class ModelConfig:
 
 
 PRESETS = {
-    "toy": ModelConfig(dim=192, n_layers=6, n_heads=3, ffn_dim=512, text_vocab=256, video_vocab=256, text_len=96,
-                       text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", rope_theta=1000.0,
-                       cfg_scale=1.0),  # 2.9 M
+    "toy": ModelConfig(dim=192, n_layers=6, n_heads=3, ffn_dim=512, text_vocab=256, video_vocab=1024, text_len=96,
+                       text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", cfg_scale=1.0),  # 3.2 M
     "700m": ModelConfig(),  # 0.69 B parameters
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),  # 2.96 B
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),  # 6.81 B

@@ -16,6 +16,7 @@ import hashlib
 import os
 import pickle
 import sys
+import warnings
 from fractions import Fraction
 
 import av
@@ -60,12 +61,21 @@ def load_checkpoint(path, kind=None):
 def load_shards(path, checkpoint, state):
     """Fill the tensors of `state`, whole or sliced over any number of ranks, from the folder of slices that the
     checkpoint at `path` names. Raises ValueError if it is missing or damaged."""
-    import torch.distributed.checkpoint as dcp
+    try:
+        import torch.distributed.checkpoint as dcp
+        from safetensors import SafetensorError, safe_open
+    except ImportError as e:
+        raise ValueError(f"{path} was saved by --fsdp: pip install safetensors") from e
     folder = os.path.join(os.path.dirname(path), os.path.basename(checkpoint["shards"]))
     try:
-        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=not dist.is_initialized())
-    except Exception as e:
-        raise ValueError(f"{folder} is missing or damaged: {e}") from e
+        for name in os.listdir(folder):
+            with safe_open(os.path.join(folder, name), "pt"):
+                pass  # is whole
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one process reads alone is meant
+            dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=not dist.is_initialized())
+    except (OSError, SafetensorError, dcp.CheckpointException) as e:
+        raise ValueError(f"{folder} is missing or damaged") from e
 
 
 def build(cls, config):

@@ -51,7 +51,7 @@ TOKENIZER_PRESETS = {
     # the toy's encoder is short-sighted on purpose: plain ground that sees no object always has the same token, and the
     # language model need not predict noise (as deep as the decoder, it gave them 3 bits of entropy, now 0.4; one training each)
     "toy": TokenizerConfig(resolution=64, base_channels=16, multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 0, 0),
-                           decoder_blocks=(0, 1, 1, 2), codebook_size=256),
+                           decoder_blocks=(0, 1, 1, 2), codebook_size=1024),
     "paper": TokenizerConfig(),
 }
 
@@ -61,23 +61,22 @@ TOKENIZER_PRESETS = {
 class CausalConv3d(nn.Conv3d):
     """3D convolution that never looks ahead: kernel-1 zero frames stand before the first. (B, C, T, H, W) -> same.
 
-    In space the edge is repeated: beside zeros a plain ground would get other tokens at the border than inside. The
-    past taps start at zero, so an untrained network treats each frame on its own: training on images first, then on
-    clips, continues instead of starting again. One frame takes a 2D path, exactly equal and a third of the work.
+    The past taps start at zero, so an untrained network treats each frame on its own: training on images first, then
+    on clips, continues instead of starting again. One frame takes a 2D path, exactly equal and a third of the work.
     """
 
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
-        super().__init__(dim_in, dim_out, kernel, stride)
+        super().__init__(dim_in, dim_out, kernel, stride, padding=(0, kernel // 2, kernel // 2))
         with torch.no_grad():
             self.weight[:, :, :-1] = 0
 
     def forward(self, x):
-        side, past = self.kernel_size[2] // 2, self.kernel_size[0] - 1
-        if side:
-            x = F.pad(x, (side, side, side, side, 0, 0), "replicate")
         if x.shape[2] == 1:
-            return F.conv2d(x.squeeze(2), self.weight[:, :, -1], self.bias, self.stride[1:]).unsqueeze(2)
-        return super().forward(F.pad(x, (0, 0, 0, 0, past, 0)))
+            x = F.conv2d(x.squeeze(2), self.weight[:, :, -1], self.bias, self.stride[1:], self.padding[1:])
+            return x.unsqueeze(2)
+        if self.kernel_size[0] > 1:
+            x = F.pad(x, (0, 0, 0, 0, self.kernel_size[0] - 1, 0))
+        return super().forward(x)
 
 
 class Norm(nn.LayerNorm):

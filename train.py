@@ -17,6 +17,7 @@ processes changes nothing. Everything lands in --out: tokenizer.pt, stage1.pt ..
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -40,7 +41,7 @@ FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9), "34-49": (9, 13), 
 # steps, batch size, learning rate, warm-up steps, by stage (Sec. 4.1)
 PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (100_000, 256, 1e-4, 10_000)]
-TOY = [(4500, 2, 2e-3, 100), (2500, 16, 2e-3, 100), (3000, 4, 1.5e-3, 100), (3000, 4, 1e-3, 100)]
+TOY = [(4500, 2, 2e-3, 100), (1000, 64, 2e-3, 100), (1500, 16, 1.5e-3, 100), (1200, 8, 1e-3, 100)]
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bf16, for MFU
 
 MAY_CHANGE = {"out", "micro_batch", "compile", "workers", "save_every", "init", "resume", "overwrite",
@@ -230,6 +231,8 @@ def main():
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if args.fsdp and (stage == 0 or "RANK" not in os.environ):
         raise ValueError("--fsdp shares the language model (stages 1-3) among the processes of torchrun")
+    if args.fsdp and not importlib.util.find_spec("safetensors"):
+        raise ValueError("--fsdp saves slices as safetensors: pip install safetensors")
     if ranks > 1 or args.fsdp:
         dist.init_process_group("nccl" if device != "cpu" else "gloo")
     if args.batch_size % ranks:

@@ -7,7 +7,6 @@ The two take turns for a few rounds and the best round of each counts, as a busy
 The limit is the rate of a large bfloat16 matrix product. Needs: pip install transformers diffusers
 """
 import argparse
-import dataclasses
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from model import PRESETS, HeadLoss, Llama, ModelConfig  # noqa: E402
-from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer  # noqa: E402
+from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
 from train import parameter_groups  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,11 +56,13 @@ def counted(call):
     return counter.get_total_flops()
 
 
-def report(what, times, units, unit, flops=None):
-    ours, peer = times.values()
-    limit = matmul_rate()
-    share = f", {flops / ours / limit:.0%} of the matmul rate ({limit / 1e12:.2f} TFLOP/s)" if flops else ""
-    print(f"{what}: {units / ours:.4g} {unit}/s, {list(times)[1]} {units / peer:.4g}, ratio {peer / ours:.2f}{share}", flush=True)
+def report(what, times, units, unit, flops):
+    """times and flops: {name: of one call}, ours first."""
+    (ours, peer), limit = times, matmul_rate()
+    rate = {name: flops[name] / times[name] for name in times}
+    print(f"{what}: {units / times[ours]:.4g} {unit}/s, {peer} {units / times[peer]:.4g}, ratio {times[peer] / times[ours]:.2f}; "
+          f"{rate[ours] / 1e12:.2f} TFLOP/s, {peer} {rate[peer] / 1e12:.2f}, ratio {rate[ours] / rate[peer]:.2f}; "
+          f"ours is at {rate[ours] / limit:.0%} of the matmul rate, {limit / 1e12:.2f} TFLOP/s", flush=True)
 
 
 def lm(config, batch, rounds, compiled):
@@ -95,7 +96,8 @@ def lm(config, batch, rounds, compiled):
                   "transformers": step_of(peer, lambda: peer(tokens[:, :-1], labels=tokens[:, :-1]).loss)}, rounds)
     length, weights = text + video - 1, sum(p.numel() for p in ours.model.layers.parameters())
     head = ours.lm_head.weight.numel() * video / length  # only video positions go through it
-    flops = batch * length * 6 * (weights + head + config.n_layers * config.dim * length)
+    layers = weights + config.n_layers * config.dim * length  # the causal half of attention
+    flops = {"ours": batch * length * 6 * (layers + head), "transformers": batch * length * 6 * (layers + ours.lm_head.weight.numel())}
     report(f"decoder training step, {sum(p.numel() for p in ours.parameters()) / 1e6:.0f} M parameters, "
            f"{batch} x {length} tokens", times, batch * length, "tokens", flops)
 
@@ -111,12 +113,26 @@ def tokenizer(frames, rounds):
         network.to(DEVICE, torch.bfloat16)
     ours.vq.to(DEVICE)
     video = torch.rand(1, 3, frames, 128, 128, device=DEVICE) * 2 - 1
-    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
-        tokens, latent = ours.encode(video), peer.encode(video.bfloat16()).latent_dist.mode()
-        for what, mine, theirs in (("encode", lambda: ours.encode(video), lambda: peer.encode(video.bfloat16())),
-                                   ("decode", lambda: ours.decode(tokens), lambda: peer.decode(latent))):
-            report(f"tokenizer {what}, {frames} frames", race({"ours": mine, "CogVideoX": theirs}, rounds), frames,
-                   "frames", counted(mine))
+
+    def train(network, reconstruct):
+        def step():
+            (reconstruct() - video).abs().mean().backward()
+            network.zero_grad(set_to_none=True)
+        return step
+
+    with torch.autocast(DEVICE, torch.bfloat16):
+        with torch.no_grad():
+            tokens, latent = ours.encode(video), peer.encode(video.bfloat16()).latent_dist.mode()
+        calls = {"encode": (lambda: ours.encode(video), lambda: peer.encode(video.bfloat16())),
+                 "decode": (lambda: ours.decode(tokens), lambda: peer.decode(latent)),
+                 "training step": (train(ours, lambda: ours(video)[0]), train(peer, lambda: peer(video.bfloat16()).sample))}
+        for what, pair in calls.items():
+            contenders = dict(zip(("ours", "CogVideoX's"), pair))
+            with torch.set_grad_enabled(what == "training step"):
+                times = race(contenders, rounds)
+                report(f"tokenizer {what}, {frames} frames", times, frames, "frames",
+                       {name: counted(call) for name, call in contenders.items()})
+            ours.vq.seen = []
 
 
 def main():
@@ -124,8 +140,8 @@ def main():
     p.add_argument("what", choices=["lm", "tokenizer"])
     p.add_argument("--preset", choices=list(PRESETS), help="lm: default a 67 M LLaMA on 1100 tokens")
     p.add_argument("--batch-size", type=int, default=1)
-    p.add_argument("--frames", type=int, default=17)
-    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--frames", type=int, default=9, help="tokenizer")
+    p.add_argument("--rounds", type=int, default=4)
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = p.parse_args()
     torch.manual_seed(0)

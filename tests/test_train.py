@@ -110,7 +110,8 @@ def test_fsdp_killed_and_resumed_on_any_number_of_ranks(tiny, tmp_path):
     assert sum(path.is_dir() for path in killed.iterdir()) == 1  # the latest slices alone
     slices = next(path for path in (killed / "stage3.pt.12").iterdir())
     slices.write_bytes(slices.read_bytes()[:1000])
-    assert "damaged" in fails("sample.py", "--ckpt", killed, "--out", tmp_path / "v.mp4")
+    assert "--fsdp shares" in fails("train.py", *args, "--out", killed, "--overwrite")  # needs torchrun
+    assert "damaged" in fails("sample.py", "--prompt", "", "--ckpt", killed, "--out", tmp_path / "v.mp4")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
