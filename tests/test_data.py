@@ -1,10 +1,17 @@
+import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import tarfile
+import time
 
 import imageio.v3
 import numpy as np
 import pytest
-from conftest import fails, run
+from conftest import command, fails, run
+from PIL import Image
 
 from data import (FPS, TOY, Clips, TextTokenizer, TokenShards, held_out, read_clip, to_float, to_uint8, toy_attributes,
                   toy_clip)
@@ -72,7 +79,7 @@ def test_read_clip_resamples_by_time(tmp_path):
     clip = read_clip(tmp_path / "a.mp4", 17, fps=FPS, size=32)
     assert clip.shape == (17, 32, 32, 3) and clip.dtype == np.uint8
     assert np.abs(clip.mean((1, 2, 3)) - 8 * np.arange(17)).max() < 4
-    with pytest.raises(ValueError, match="26 frames at 6.5"):
+    with pytest.raises(ValueError, match="too short for 65 frames"):
         read_clip(tmp_path / "a.mp4", 65)
     (tmp_path / "b.mp4").write_bytes(b"not a video")
     with pytest.raises(ValueError, match="not a readable video"):
@@ -98,23 +105,149 @@ def test_one_shard_serves_every_stage(tiny, tmp_path):
     meta = json.loads((tmp_path / "toy" / "meta.json").read_text())
     (tmp_path / "toy" / "meta.json").write_text(json.dumps(meta | {"tokenizer_hash": "0"}))
     assert "another tokenizer" in fails(*train)
-    assert "holds shards already" in fails("data.py", "--ckpt", tiny, "--out", tmp_path / "toy")
+    assert "choose another --out" in fails("data.py", "--clips", 5, "--ckpt", tiny, "--out", tmp_path / "toy")
 
 
-def test_a_folder_of_videos(tiny, tmp_path):
-    (tmp_path / "in").mkdir()
+def film(path, name, fps=13, frames=130):
+    """A toy clip as a video file, and what it shows."""
+    video = np.repeat(toy_clip(np.random.default_rng(ord(name)), frames // 2)[0], 2, axis=0)
+    imageio.v3.imwrite(path, video, plugin="pyav", codec="libx264", fps=fps)
+    return path.read_bytes()
+
+
+def encoded(folder):
+    """{file name: bytes} of a folder of shards."""
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Ten good files and as many hostile ones, as a folder, a csv with its root, and a tar: (folder, captions of the
+    good ones in order, number of bad ones)."""
+    root = tmp_path_factory.mktemp("corpus")
+    folder = root / "folder"
+    (folder / "deep").mkdir(parents=True)
     for name in "acd":
-        video = np.repeat(toy_clip(np.random.default_rng(ord(name)), 65)[0], 2, axis=0)  # 13 frames/s
-        imageio.v3.imwrite(tmp_path / "in" / f"{name}.mp4", video, plugin="pyav", codec="libx264", fps=13)
-        (tmp_path / "in" / f"{name}.txt").write_text(f"thing {name} moves\n")
-    (tmp_path / "in" / "broken.mp4").write_bytes(b"\0" * 100)
-    done = run("data.py", "--source", "folder", "--input", tmp_path / "in", "--ckpt", tiny, "--out", tmp_path / "out",
-               "--batch-size", 2)
-    assert "broken.mp4" in done.stderr
-    shards = TokenShards(tmp_path / "out", 17)
-    assert [shards[i][1] for i in range(len(shards))] == ["thing a moves", "thing c moves", "thing d moves"]
+        film(folder / f"{name}.mp4", name)
+    film(folder / "deep" / "long.mp4", "e", frames=2 * 130)
+    film(folder / "short.mp4", "f", frames=40)
+    film(folder / "one.mp4", "g", frames=2)
+    red = Image.fromarray(np.full((40, 90, 3), (200, 30, 30), np.uint8))
+    red.save(folder / "wide.png")
+    red.convert("CMYK").save(folder / "print.jpg")
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(folder / "clear.webp")  # nothing but transparency: white
+    red.resize((7680, 4320)).save(folder / "zhuge.jpg")
+    good = ["a", "c", "clear", "d", "one", "print", "short", "wide", "zhuge", "deep/long"]
+    (folder / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:300])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_bytes(b"hello")
+    (folder / "picture.mp4").write_bytes((folder / "wide.png").read_bytes())
+    (folder / "video.jpg").write_bytes((folder / "a.mp4").read_bytes())
+    red.resize((1, 1)).save(folder / "dot.png")
+    (folder / "cut.jpg").write_bytes((folder / "print.jpg").read_bytes()[:400])
+    Image.new("1", (30000, 30000)).save(folder / "bomb.png")
+    imageio.v3.imwrite(folder / "mute.gif", np.zeros((2, 1, 1, 3), np.uint8))
+    (folder / "silent.mp4").write_bytes((folder / "a.mp4").read_bytes())  # no caption
+    for path in folder.rglob("*.*"):
+        if path.stem != "silent":
+            path.with_suffix(".txt").write_bytes(f"thing {path.relative_to(folder).with_suffix('')} moves\n".encode())
+    (folder / "a.txt").write_bytes(b"thing a \xff moves " + b"on " * 40_000)
+    return folder, good, 10
+
+
+def test_a_folder_of_anything(tiny, tmp_path, corpus):
+    folder, good, bad = corpus
+    args = ["data.py", "--source", "folder", "--input", folder, "--ckpt", tiny, "--batch-size", 2, "--part", 7]
+    done = run(*args, "--out", tmp_path / "out")
+    reasons = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert len(reasons) == bad and all(r["file"] and r["reason"] for r in reasons), reasons
+    assert f"{bad} skipped" in done.stdout
+    shards = {t: TokenShards(tmp_path / "out", t) for t in (1, 5, 17)}
+    assert [len(s) for s in shards.values()] == [len(good), 5, 4]
+    assert sorted(s[1].split()[1] for s in shards[1]) == sorted(good)
+    assert max(len(s[1]) for s in shards[1]) <= 4096
     tokenizer, _ = load_tokenizer(tiny)
-    for i, name in enumerate("acd"):
-        clip = read_clip(tmp_path / "in" / f"{name}.mp4", 65, size=64)
-        assert (tokenizer.encode(to_float(clip[None]))[0].numpy() != shards[i][0]).mean() < 0.05
+    for tokens, caption in shards[17]:
+        clip = read_clip(folder / f"{caption.split()[1]}.mp4", 65, size=64)
+        assert (tokenizer.encode(to_float(clip[None]))[0].numpy() != tokens).mean() < 0.05
+    assert "choose another" in fails(*args, "--out", tmp_path / "out", "--clips-per-video", 2)
+    run(*args, "--out", tmp_path / "more", "--clips-per-video", 2)  # the long one gives two
+    assert len(TokenShards(tmp_path / "more", 17)) == 5
+
+    # two jobs in any order, and one that is killed again and again, write the same files
+    for job in (1, 0):
+        run(*args, "--out", tmp_path / "jobs", "--shard", f"{job}/2")
+    assert encoded(tmp_path / "jobs") == encoded(tmp_path / "out")
+    for wait in (4, 5, 6):
+        process = subprocess.Popen(command(*args, "--out", tmp_path / "killed"), stderr=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    run(*args, "--out", tmp_path / "killed")
+    files = encoded(tmp_path / "killed")
+    assert {k: v for k, v in files.items() if not k.endswith(".tmp")} == encoded(tmp_path / "out")
+
+    seen = run("data.py", "--inspect", tmp_path / "out", "--ckpt", tiny).stdout
+    assert "4 clips of 65 frames" in seen and "no caption" in seen and "codes used" in seen
+    assert Image.open(tmp_path / "out" / "contact.png").size == (4 * 3 * 64, 4 * 64)
     assert "needs --input" in fails("data.py", "--source", "folder", "--ckpt", tiny, "--out", tmp_path / "x")
+
+
+def test_webvids_csv(tiny, tmp_path, corpus):
+    with open(tmp_path / "table.csv", "w") as f:
+        f.write("videoid,page_dir,name,duration\na,.,\"first, with a comma\",10\nlong,deep,second,20\n"
+                "missing,.,third,1\n../folder/a,..,outside,1\nc,,,1\n")
+    args = ["data.py", "--source", "csv", "--input", tmp_path / "table.csv", "--root", corpus[0], "--ckpt", tiny]
+    run(*args, "--out", tmp_path / "out")
+    shards = TokenShards(tmp_path / "out", 17)
+    assert [caption for _, caption in shards] == ["first, with a comma", "second"]
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert reasons == ["No such file or directory", "outside --root", "no caption"]
+    assert "no column nome" in fails(*args, "--columns", "videoid,page_dir,nome", "--out", tmp_path / "x")
+
+
+def test_tars_of_img2dataset(tiny, tmp_path, corpus):
+    """Groups by key, captions from json or txt; broken tars, links, doubles and ../ names hurt nobody."""
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "00000.tar", "w") as tar:
+        def add(name, data, **kind):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            for key, value in kind.items():
+                setattr(member, key, value)
+            tar.addfile(member, io.BytesIO(data))
+        picture, video = (corpus[0] / "wide.png").read_bytes(), (corpus[0] / "a.mp4").read_bytes()
+        add("000.png", picture)
+        add("000.json", b'{"caption": "from json"}')
+        add("001.mp4", video)
+        add("001.txt", b"from txt")
+        add("../../evil.png", picture)
+        add("../../evil.txt", b"with a name that climbs")
+        add("002.png", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add("002.txt", b"a link")
+        add("003.txt", b"no media")
+        add("000.png", picture)
+        add("000.txt", b"again")
+    whole = (tmp_path / "in" / "00000.tar").read_bytes()
+    (tmp_path / "in" / "00001.tar").write_bytes(whole[:700])
+    (tmp_path / "in" / "00002.tar").write_bytes(b"no tar")
+    run("data.py", "--source", "tar", "--input", tmp_path / "in", "--ckpt", tiny, "--out", tmp_path / "out")
+    shards = TokenShards(tmp_path / "out", 1)
+    assert sorted(caption for _, caption in shards) == ["from json", "from txt", "with a name that climbs"]
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert sum("broken tar" in r for r in reasons) == 2 - ("no caption" in reasons) and "a link, not a file" in reasons
+    assert "duplicate key" in reasons and "no video or image" in reasons
+    assert not list(tmp_path.glob("evil*"))
+
+
+def test_folders_are_mixed_in_shares(tiny, tmp_path):
+    for seed in (1, 2):
+        run("data.py", "--clips", 4, "--seed", seed, "--ckpt", tiny, "--out", tmp_path / str(seed))
+    both = f"{tmp_path / '1'},{tmp_path / '2'}"
+    first = {TokenShards(tmp_path / "1", 17)[i][0].tobytes() for i in range(4)}
+    clips = Clips(both, 0, 3, mix=(3, 1))
+    share = np.mean([clips[0, i, 65][0].tobytes() in first for i in range(400)])
+    assert 0.68 < share < 0.82
+    with pytest.raises(ValueError, match="--mix has 3"):
+        Clips(both, 0, 3, mix=(1, 2, 3))
