@@ -1,12 +1,15 @@
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import tarfile
 import time
+from fractions import Fraction
 
+import av
 import imageio.v3
 import numpy as np
 import pytest
@@ -14,8 +17,8 @@ from conftest import command, fails, run
 from PIL import Image
 
 from data import (FPS, TOY, Clips, TextTokenizer, TokenShards, held_out, read_clip, to_float, to_uint8, toy_attributes,
-                  toy_clip)
-from prompts import judge
+                  toy_clip, toy_cover)
+from prompts import judge, locate
 from sample import load_tokenizer
 
 
@@ -251,3 +254,38 @@ def test_folders_are_mixed_in_shares(tiny, tmp_path):
     assert 0.68 < share < 0.82
     with pytest.raises(ValueError, match="--mix has 3"):
         Clips(both, 0, 3, mix=(1, 2, 3))
+
+
+@pytest.mark.parametrize("fps", [24, 30000 / 1001, 60, None])
+def test_any_frame_rate_shows_the_object_in_the_same_place(tmp_path, fps):
+    """One scene filmed at 24, 29.97, 60 and a variable number of frames a second: where the object is at i / 6.5 s."""
+    rng = np.random.default_rng(1)
+    times = np.arange(0, 10.2, 1 / fps) if fps else np.cumsum(rng.uniform(0.01, 0.12, 160))
+    times = times - times[0]
+    path = np.stack([16 + 2.8 * times, 20 + 1.7 * times], 1)  # pixels
+    video = (255 * toy_cover("circle", 8, path)[..., None]).astype(np.uint8).repeat(3, -1)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps or 30).limit_denominator(1001), options={"crf": "10"})
+        stream.width = stream.height = 64
+        stream.codec_context.time_base = Fraction(1, 30000)
+        for picture, seconds in zip(video, times):
+            frame = av.VideoFrame.from_ndarray(picture)
+            frame.pts, frame.time_base = round(seconds * 30000), Fraction(1, 30000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    centre = locate(read_clip(tmp_path / "a.mp4", 65, size=64))[2]
+    expected = np.stack([16 + 2.8 * np.arange(65) / FPS, 20 + 1.7 * np.arange(65) / FPS], 1)
+    assert np.abs(centre - expected).max() < 1
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path):
+    """Writing fails in the second part: the first stays, no half file is left, and a rerun completes the set."""
+    args = ["data.py", "--clips", 6, "--part", 3, "--ckpt", tiny, "--out", tmp_path / "out"]
+    run(*args, "--shard", "0/2")
+    full = subprocess.run(command(*args), capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
+    assert full.returncode and full.stderr.strip().splitlines()[-1].startswith("data.py: [Errno 27]")
+    assert "Traceback" not in full.stderr and not list((tmp_path / "out").glob("*.tmp"))
+    assert len(TokenShards(tmp_path / "out", 17)) == 3
+    run(*args)
+    assert len(TokenShards(tmp_path / "out", 17)) == 6
