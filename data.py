@@ -547,6 +547,9 @@ def write_part(out, part, done, skipped):
             with open(path + ".tmp", "wb") as f:
                 write(f)
             os.replace(path + ".tmp", path)
+        except OSError as e:
+            raise ValueError(f"cannot write {path} ({e.strerror or 'disk full'}); all parts before it are whole, the same "
+                             "command goes on from there") from e
         finally:
             if os.path.exists(path + ".tmp"):
                 os.remove(path + ".tmp")
