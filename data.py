@@ -139,7 +139,7 @@ def toy_clip(rng, frames=65, attributes=None):
 # real videos and images
 
 VIDEOS, IMAGES = {"mp4", "webm", "mov", "mkv", "avi", "gif"}, {"png", "jpg", "jpeg", "webp"}
-LARGEST = 100_000_000  # pixels of a picture; more is a decompression bomb
+LARGEST = 100_000_000  # pixels of a video's picture; more is a decompression bomb (Pillow has its own limit for images)
 
 
 def frames_at(container, fps):
@@ -249,8 +249,6 @@ class Item:
 
     def __post_init__(self):
         self.caption = " ".join(self.caption[:4096].split())
-        if not self.reason and not self.caption:
-            self.reason = "no caption"
 
     def read(self, frames, size, count=1):
         """-> list of clips, uint8 (T, size, size, 3). Raises ValueError with the reason if there are none."""
@@ -271,13 +269,12 @@ class Item:
 
 @dataclass
 class ToyItem:
-    """A clip of the toy world; `path` numbers it."""
+    """A clip of the toy world; its name is its number, its caption is drawn with it."""
     name: str
     seed: int
+    caption: str = None
 
     def read(self, frames, size, count=1):
-        if size != SIZE:
-            raise ValueError(f"the toy world is {SIZE}x{SIZE}, this tokenizer's clips are {size} wide")
         # the last number keeps these clips apart from those that train.py draws on the spot
         video, self.caption, _ = toy_clip(np.random.default_rng([self.seed, int(self.name), 17]), frames)
         return [video]
@@ -328,10 +325,11 @@ def csv_items(path, root, columns):
 def tar_items(folder):
     """webdataset's layout: the members of a tar file that share a key (the name up to its first dot) are one sample, a
     video or image beside its txt, or its json with a "caption". Nothing is unpacked: a member is bytes at an offset."""
-    tars = sorted(n for n in os.listdir(folder) if ending(n) == "tar") if os.path.isdir(folder) else [""]
-    for tar in tars:
-        path, seen = os.path.join(folder, tar) if tar else folder, set()
-        name = os.path.basename(path)
+    tars = [folder]
+    if os.path.isdir(folder):
+        tars = [os.path.join(folder, n) for n in sorted(os.listdir(folder)) if ending(n) == "tar"]
+    for path in tars:
+        name, seen = os.path.basename(path), set()
         try:
             with tarfile.open(path, "r:") as file:
                 files = (m for m in file if not m.isdir())
@@ -394,11 +392,16 @@ class TokenShards:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, i):
+        tokens, caption = self.row(i)
+        return tokens[:self.latent_frames].astype(np.int64), caption
+
+    def row(self, i):
+        """-> (tokens uint16 at the clip's full length, caption)."""
         shard = int(np.searchsorted(self.ends, i, side="right"))
         i -= self.ends[shard] - len(self.tokens[shard])
         lines = self.lines[shard]
         line = self.captions[shard][lines[i - 1] + 1 if i else 0:lines[i]]
-        return self.tokens[shard][i, :self.latent_frames].astype(np.int64), json.loads(line.tobytes())["caption"]
+        return self.tokens[shard][i], json.loads(line.tobytes())["caption"]
 
 
 def latents(frames):
@@ -407,8 +410,18 @@ def latents(frames):
 
 def parts(folder):
     """The finished parts of a folder of shards -> {name: what PART.json says}, in order."""
-    names = sorted(n.removesuffix(".json") for n in os.listdir(folder) if n.endswith(".json") and n != "meta.json")
-    return {name: json.load(open(os.path.join(folder, name + ".json"))) for name in names}
+    finished = {}
+    for name in sorted(n for n in os.listdir(folder) if n.endswith(".json") and n != "meta.json"):
+        with open(os.path.join(folder, name)) as f:
+            finished[name.removesuffix(".json")] = json.load(f)
+    return finished
+
+
+def totals(folder):
+    """What the finished parts hold together -> ({frames of a clip: how many}, shortest first, skipped items)."""
+    finished = parts(folder).values()
+    clips = sum((Counter({int(t): n for t, n in p["clips"].items()}) for p in finished), Counter())
+    return {4 * t - 3: n for t, n in sorted(clips.items())}, [s for p in finished for s in p["skipped"]]
 
 
 class Clips(torch.utils.data.Dataset):
@@ -447,10 +460,10 @@ class Clips(torch.utils.data.Dataset):
         if self.source == "toy":
             return toy_clip(rng, frames)[:2]
         if self.files:
-            for _ in range(100):  # files that are too short or broken are passed over; captions play no part
+            for _ in range(100):  # files that are too short or broken are passed over
                 item = self.files[self.choose(rng, len(self.files))]
                 try:
-                    clip = Item(item.name, "-", item.path).read(frames, self.resolution)[0]
+                    clip = item.read(frames, self.resolution)[0]
                     if len(clip) == frames:
                         return clip, item.caption
                 except ValueError:
@@ -481,7 +494,6 @@ class Clips(torch.utils.data.Dataset):
         kept = max(1, n // 64) if n > 1 else 0
         return rng.integers(n - kept, n) if self.held and kept else rng.integers(n - kept)
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # command line: clips + captions -> token shards
 
@@ -497,10 +509,12 @@ class Reader(torch.utils.data.Dataset):
     def __getitem__(self, i):
         item, clips, reason = self.items[i], [], ""
         try:
+            if item.caption == "" and not item.reason:
+                raise ValueError("no caption")
             clips = item.read(*self.how)
         except ValueError as e:
             reason = str(e)
-        return item.name, getattr(item, "caption", ""), clips, reason
+        return item.name, item.caption, clips, reason
 
 
 def encode_part(reader, tokenizer, device, batch_size, workers, bar):
@@ -535,52 +549,51 @@ def unchanged(x):
 
 def write_part(out, part, done, skipped):
     """Files first under another name, PART.json last: a part is whole or it is not there."""
-    files = {f"{part}.t{t}.tokens.npy": lambda f, rows=rows: np.save(f, np.concatenate(rows[0]))
-             for t, rows in done.items()}
-    files |= {f"{part}.t{t}.captions.jsonl": lambda f, rows=rows: f.writelines(
-        json.dumps({"caption": c}).encode() + b"\n" for c in rows[1]) for t, rows in done.items()}
-    files[f"{part}.json"] = lambda f: f.write(json.dumps(
-        {"clips": {t: len(rows[1]) for t, rows in done.items()}, "skipped": skipped}).encode())
-    for name, write in files.items():
+    files = {}
+    for t, (tokens, captions) in done.items():
+        array = io.BytesIO()
+        np.save(array, np.concatenate(tokens))
+        files[f"{part}.t{t}.tokens.npy"] = array.getvalue()
+        files[f"{part}.t{t}.captions.jsonl"] = "".join(json.dumps({"caption": c}) + "\n" for c in captions).encode()
+    counts = {t: len(captions) for t, (_, captions) in done.items()}
+    files[f"{part}.json"] = json.dumps({"clips": counts, "skipped": skipped}).encode()
+    for name, content in files.items():
         path = os.path.join(out, name)
         try:
             with open(path + ".tmp", "wb") as f:
-                write(f)
+                f.write(content)
             os.replace(path + ".tmp", path)
         except OSError as e:
-            raise ValueError(f"cannot write {path} ({e.strerror or 'disk full'}); all parts before it are whole, the same "
-                             "command goes on from there") from e
+            raise ValueError(f"cannot write {path} ({e.strerror}); all parts before it are whole, the same command goes "
+                             "on from there") from e
         finally:
             if os.path.exists(path + ".tmp"):
                 os.remove(path + ".tmp")
 
 
 def inspect(folder, ckpt, device):
-    """Print what a folder of shards holds, and draw CONTACT.png: first, middle and last frame of sixteen clips."""
+    """Print what a folder of shards holds, and draw contact.png: first, middle and last frame of sixteen clips."""
     from PIL import Image
     from sample import load_tokenizer
     shards = TokenShards(folder, 1)
-    finished = parts(folder)
-    counts = sum((Counter(p["clips"]) for p in finished.values()), Counter())
-    reasons = Counter(s["reason"] for p in finished.values() for s in p["skipped"])
+    counts, skipped = totals(folder)
+    reasons = Counter(s["reason"] for s in skipped)
     used = np.zeros(shards.meta["codebook_size"], bool)
     for tokens in shards.tokens:
         used[np.unique(tokens)] = True
-    for t, n in sorted(counts.items(), key=lambda c: int(c[0])):
-        frames = 4 * int(t) - 3
+    for frames, n in counts.items():
         print(f"{n} clips of {frames} frames, {frames / FPS:.1f} s each, {n * frames / FPS / 3600:.2f} hours")
-    print(f"{sum(reasons.values())} files skipped" + "".join(f"\n    {n} x {why}" for why, n in reasons.most_common(10)))
+    print(f"{len(skipped)} files skipped" + "".join(f"\n    {n} x {why}" for why, n in reasons.most_common(10)))
     print(f"{used.sum()} of {len(used)} codes used ({used.mean():.1%})")
     tokenizer, tokenizer_hash = load_tokenizer(ckpt, device)
     if tokenizer_hash != shards.meta["tokenizer_hash"]:
         raise ValueError(f"{folder} was encoded by another tokenizer: name its folder by --ckpt")
     sheet = []
     for i in np.linspace(0, len(shards) - 1, 16).astype(int):
-        shard = int(np.searchsorted(shards.ends, i, side="right"))
-        tokens = torch.as_tensor(shards.tokens[shard][i - shards.ends[shard]].astype(np.int64))[None].to(device)
-        video = to_uint8(tokenizer.decode(tokens))[0]
+        tokens, caption = shards.row(i)
+        video = to_uint8(tokenizer.decode(torch.as_tensor(tokens.astype(np.int64))[None].to(device)))[0]
         sheet.append(np.concatenate(video[[0, len(video) // 2, -1]], axis=1))
-        print("   ", shards[i][1][:100])
+        print("   ", caption[:100])
     path = os.path.join(folder, "contact.png")
     Image.fromarray(np.concatenate([np.concatenate(sheet[r:r + 4], 1) for r in range(0, 16, 4)])).save(path)
     print(f"contact sheet: {path}")
@@ -620,6 +633,8 @@ def main():
     from sample import load_tokenizer  # imported here: only the command line needs a network
     tokenizer, tokenizer_hash = load_tokenizer(args.ckpt, device)
     config = tokenizer.config
+    if args.source == "toy" and config.resolution != SIZE:
+        raise ValueError(f"the toy world is {SIZE}x{SIZE}, this tokenizer's clips are {config.resolution} wide")
     meta = {"codebook_size": config.codebook_size, "frames": config.frames, "fps": FPS, "resolution": config.resolution,
             "tokenizer_hash": tokenizer_hash, "items": total, "part": args.part,
             "from": [args.source, args.input, args.clips_per_video, args.seed]}
@@ -642,12 +657,10 @@ def main():
         reader = Reader(batch, config.frames, config.resolution, args.clips_per_video)
         write_part(args.out, part, *encode_part(reader, tokenizer, device, args.batch_size, args.workers, bar))
     bar.close()
-    finished = parts(args.out)
-    skipped = [s for p in finished.values() for s in p["skipped"]]
+    clips, skipped = totals(args.out)
     with open(os.path.join(args.out, "skipped.jsonl"), "w") as f:
         f.writelines(json.dumps(s) + "\n" for s in skipped)
-    clips = sum((Counter(p["clips"]) for p in finished.values()), Counter())
-    print(f"{args.out}: " + (", ".join(f"{n} clips of {4 * int(t) - 3} frames" for t, n in sorted(clips.items())) or "no clips")
+    print(f"{args.out}: " + (", ".join(f"{n} clips of {frames} frames" for frames, n in clips.items()) or "no clips")
           + f"; {len(skipped)} skipped, see skipped.jsonl")
     if not clips:
         raise ValueError("no clip could be encoded")

@@ -218,9 +218,9 @@ class Llama(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 # the loss
 
-def token_losses(logits, targets):
-    """-log p(v_i | v_<i, t) over the whole vocabulary: logits (N, vocab), targets (N,) -> (N,) float32."""
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+def token_losses(log_p, targets):
+    """-log p(v_i | v_<i, t), Eq. (1): log-probabilities over the whole vocabulary (N, vocab), targets (N,) -> (N,)."""
+    return -log_p.gather(1, targets[:, None])[:, 0]
 
 
 def loss_weights(targets, early_tokens, early_weight):
@@ -236,7 +236,8 @@ def weighted_loss(logits, targets, early_tokens, early_weight):
 
     logits (B, L, vocab), targets (B, L) int64, early_tokens K: the tokens of the first 17 frames, early_weight 1 + lambda.
     """
-    losses = token_losses(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
+    log_p = logits.flatten(0, 1).float().log_softmax(1)
+    losses = token_losses(log_p, targets.flatten()).view(targets.shape)
     return (losses * loss_weights(targets, early_tokens, early_weight)).sum()
 
 
@@ -252,7 +253,7 @@ class HeadLoss(torch.autograd.Function):
         """-> losses (n,), and the gradients of their weighted sum with respect to the states and to the head."""
         logits = states @ head.T
         log_p = logits.float().log_softmax(1)
-        losses = -log_p.gather(1, targets[:, None])[:, 0]
+        losses = token_losses(log_p, targets)
         slope = log_p.exp()  # d loss / d logits = p - 1 at the target, p elsewhere
         slope[torch.arange(len(slope), device=slope.device), targets] -= 1
         slope = (slope * weights[:, None]).to(logits.dtype)

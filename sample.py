@@ -37,7 +37,8 @@ CONTEXT_FRAMES = 5  # the last 5 frames condition the next clip (Sec. 4.1): 2 la
 # checkpoints
 
 def load_checkpoint(path, kind=None):
-    """A checkpoint of train.py as a dict of plain types and tensors on the CPU; loading runs no code.
+    """A checkpoint of train.py as a dict of plain types and tensors on the CPU; loading runs no code. One of --fsdp
+    names a folder of slices in the place of its weights: see `whole_weights`.
 
     kind: the stage's name it must have ("tokenizer", "stage1", ...). Raises ValueError if it is no such checkpoint.
     """
@@ -50,12 +51,16 @@ def load_checkpoint(path, kind=None):
         raise ValueError(f"{path} is no checkpoint of train.py, or is cut short") from e
     if kind and found != kind:
         raise ValueError(f"{path} holds {found}, not {kind}")
-    if "shards" in checkpoint:  # of --fsdp: put the weights together
-        names = [name for name in checkpoint["shapes"] if name.startswith("weights.")]
-        whole = {name: torch.empty(checkpoint["shapes"][name]) for name in names}
-        load_shards(path, checkpoint, whole)
-        checkpoint["weights"] = {name.removeprefix("weights."): whole[name] for name in names}
     return checkpoint
+
+
+def whole_weights(path, checkpoint):
+    """The state dict of the checkpoint at `path`, put together if --fsdp saved it in slices."""
+    if "shards" not in checkpoint:
+        return checkpoint["weights"]
+    whole = {name: torch.empty(shape) for name, shape in checkpoint["shapes"].items() if name.startswith("weights.")}
+    load_shards(path, checkpoint, whole)
+    return {name.removeprefix("weights."): weight for name, weight in whole.items()}
 
 
 def load_shards(path, checkpoint, state):
@@ -122,7 +127,7 @@ def load(path=None, device="cpu"):
         raise ValueError(f"{path} was trained on the tokens of another tokenizer than the one beside it")
     with torch.device("meta"):  # no memory and no initialisation: the weights come from the file
         model = Llama(build(ModelConfig, checkpoint["config"]))
-    model.load_state_dict(checkpoint["weights"], assign=True)
+    model.load_state_dict(whole_weights(path, checkpoint), assign=True)
     model.to(device, torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
     return model.eval().requires_grad_(False), tokenizer, TextTokenizer(model.config.text_tokenizer)
 
@@ -225,7 +230,7 @@ class Writer:
             raise ValueError(f"--out must end in .mp4 or .gif: {path}")
         if not os.access(os.path.dirname(path) or ".", os.W_OK) or os.path.isdir(path):
             raise ValueError(f"cannot write {path}")
-        self.frames = 0
+        self.frames, self.stream = 0, None  # a gif has no stream
         self.part = f"{path[:-4]}.part{ending}"
         if ending == ".gif":
             self.file = imageio.v2.get_writer(self.part, mode="I", duration=1000 / FPS, loop=0)
@@ -237,7 +242,7 @@ class Writer:
 
     def write(self, frames):
         for frame in frames:  # uint8 (T, H, W, 3)
-            if self.part.endswith(".gif"):
+            if not self.stream:
                 self.file.append_data(frame)
             else:
                 if not self.stream.codec_context.is_open:
@@ -246,7 +251,7 @@ class Writer:
         self.frames += len(frames)
 
     def close(self):
-        if self.frames and self.part.endswith(".mp4"):
+        if self.frames and self.stream:
             self.file.mux(self.stream.encode())
         self.file.close()
         if self.frames:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from data import Clips, TextTokenizer, TokenShards, latents, to_float
 from model import PRESETS, HeadLoss, Llama, ModelConfig, prefix_tokens
-from sample import build, load_checkpoint, load_shards, load_tokenizer
+from sample import build, load_checkpoint, load_shards, load_tokenizer, whole_weights
 from tokenizer import TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss, VideoTokenizer
 
 NAMES = ["tokenizer", "stage1", "stage2", "stage3"]
@@ -170,6 +170,15 @@ def save_atomically(path, checkpoint):
     os.replace(path + ".tmp", path)
 
 # ---------------------------------------------------------------------------------------------------------------------
+# speed and size
+
+def compile_layers(model):
+    """torch.compile a Llama in place, layer by layer and the loss: every shape on its own (images, clips, validation)."""
+    HeadLoss.chunk = staticmethod(torch.compile(HeadLoss.chunk, dynamic=False))
+    for layer in model.model.layers:
+        layer.compile(dynamic=False)
+
+
 # many GPUs, one model: FSDP2. Each rank keeps its slice of every tensor, and of Adam's two moments of it
 
 def shard(model, dtype):
@@ -187,9 +196,10 @@ def sharded_state(module, optimizer):
     state = {}
     for name, p in module.named_parameters():
         state["weights." + name] = p.data
+        if not optimizer.state[p]:
+            optimizer.state[p].update(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p.data),
+                                      exp_avg_sq=torch.zeros_like(p.data))
         for moment in ("exp_avg", "exp_avg_sq"):
-            if moment not in optimizer.state[p]:
-                optimizer.state[p] |= {"step": torch.zeros((), device=p.device), moment: torch.zeros_like(p.data)}
             state[f"{moment}.{name}"] = optimizer.state[p][moment]
     return state
 
@@ -198,6 +208,9 @@ def save_shards(path, checkpoint, state):
     """Each rank writes its slices as safetensors into PATH.STEP/, then rank 0 the checkpoint that names this folder."""
     import torch.distributed.checkpoint as dcp
     folder = f"{path}.{checkpoint['step']}"
+    if dist.get_rank() == 0:  # what a kill left behind while saving this step, maybe on another number of ranks
+        shutil.rmtree(folder, ignore_errors=True)
+    dist.barrier()
     dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(folder, save_distributed=True))
     if dist.get_rank() == 0:
         save_atomically(path, checkpoint | {"shards": os.path.basename(folder),
@@ -241,7 +254,8 @@ def main():
     if device != "cpu":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=args.dtype == "bfloat16" and not args.fsdp)  # FSDP has its own
+    autocast = torch.autocast(device.split(":")[0], torch.bfloat16,  # FSDP computes in --dtype by itself
+                              enabled=args.dtype == "bfloat16" and not args.fsdp)
     torch.manual_seed(args.seed)  # every process draws the same initial weights
 
     # --- where the stage starts: its own checkpoint, the stage before, --init, or nothing
@@ -286,12 +300,10 @@ def main():
             module = objective = Llama(config)
         module.model.checkpoint_activations = args.checkpoint_activations
         players = [module]
-    if started:
-        module.load_state_dict(started["weights"])
-    if args.compile and stage:  # every shape on its own: images, clips, validation
-        HeadLoss.chunk = staticmethod(torch.compile(HeadLoss.chunk, dynamic=False))
-        for layer in module.model.layers:
-            layer.compile(dynamic=False)
+    if started and not (resumed and args.fsdp):  # then every rank reads its own slices below
+        module.load_state_dict(whole_weights(path if resumed else parent, started))
+    if args.compile and stage:
+        compile_layers(module)
     if args.fsdp:
         shard(module, getattr(torch, args.dtype))
     optimizer = torch.optim.AdamW([g for p in players for g in parameter_groups(p) if g["params"]],

@@ -7,6 +7,7 @@ The two take turns for a few rounds and the best round of each counts, as a busy
 The limit is the rate of a large bfloat16 matrix product. Needs: pip install transformers diffusers
 """
 import argparse
+import math
 import os
 import sys
 import time
@@ -15,9 +16,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from model import PRESETS, HeadLoss, Llama, ModelConfig  # noqa: E402
+from model import PRESETS, Llama, ModelConfig  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
-from train import parameter_groups  # noqa: E402
+from train import compile_layers, parameter_groups  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = ModelConfig(dim=512, n_layers=8, n_heads=8, ffn_dim=1408, latent_shape=(1, 1, 970))  # 67 M, 1100 tokens
@@ -68,7 +69,7 @@ def report(what, times, units, unit, flops):
 def lm(config, batch, rounds, compiled):
     """One optimizer step of the decoder: bfloat16 autocast, full softmax, fused AdamW, gradient clipping."""
     from transformers import LlamaConfig, LlamaForCausalLM
-    text, video = config.text_len + 3, config.latent_shape[0] * config.latent_shape[1] * config.latent_shape[2]
+    text, video = config.text_len + 3, math.prod(config.latent_shape)
     tokens = torch.randint(config.vocab_size, (batch, text + video), device=DEVICE)
     with torch.device(DEVICE):
         ours = Llama(config)
@@ -76,9 +77,7 @@ def lm(config, batch, rounds, compiled):
             hidden_size=config.dim, intermediate_size=config.ffn_dim, num_hidden_layers=config.n_layers,
             num_attention_heads=config.n_heads, vocab_size=config.vocab_size, max_position_embeddings=text + video))
     if compiled:
-        for layer in ours.model.layers:
-            layer.compile(dynamic=False)
-        HeadLoss.chunk = staticmethod(torch.compile(HeadLoss.chunk, dynamic=False))
+        compile_layers(ours)
 
     def step_of(model, loss):
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)
@@ -97,7 +96,8 @@ def lm(config, batch, rounds, compiled):
     length, weights = text + video - 1, sum(p.numel() for p in ours.model.layers.parameters())
     head = ours.lm_head.weight.numel() * video / length  # only video positions go through it
     layers = weights + config.n_layers * config.dim * length  # the causal half of attention
-    flops = {"ours": batch * length * 6 * (layers + head), "transformers": batch * length * 6 * (layers + ours.lm_head.weight.numel())}
+    flops = {name: batch * length * 6 * (layers + head) for name, head in
+             (("ours", head), ("transformers", ours.lm_head.weight.numel()))}
     report(f"decoder training step, {sum(p.numel() for p in ours.parameters()) / 1e6:.0f} M parameters, "
            f"{batch} x {length} tokens", times, batch * length, "tokens", flops)
 

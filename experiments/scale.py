@@ -10,9 +10,9 @@ import os
 import sys
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bench import counted  # noqa: E402
 from model import CHUNK, PRESETS, Block, Llama, rotary  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
 from train import FRAMES, PAPER, latents  # noqa: E402
@@ -42,7 +42,7 @@ def layer_costs(c, length):
         block = Block(c).bfloat16()
         x = torch.empty(1, length, c.dim, dtype=torch.bfloat16, requires_grad=True)
         cos, sin = (t.to("meta") for t in rotary(c, torch.arange(length, device="cpu")))
-    weights = sum(p.numel() for p in block.parameters())
+    weights = parameters(c)[0]
     flops = 6 * length * weights + 6 * length ** 2 * c.dim
     return flops, kept(lambda: block(x, cos, sin)) - 2 * weights
 
@@ -63,18 +63,16 @@ def clip_length(c, frames):
 def clip_flops(c, frames):
     video, length = clip_length(c, frames)
     head = c.dim * c.vocab_size
-    return c.n_layers * layer_costs(c, length)[0] + 8 * head * video  # the head's forward pass runs twice
+    return c.n_layers * layer_costs(c, length)[0] + 6 * head * video  # only video positions go through the head
 
 
 def stage_costs(c, stage):
     """(clips' tokens, FLOPs) of a whole stage 1-3: every fifth step of stages 2 and 3 is images."""
     steps, batch, _, _ = PAPER[stage]
-    tokens, flops = (steps * batch * f(c, FRAMES[stage]) for f in (lambda *a: clip_length(*a)[0], clip_flops))
-    if stage == 1:
-        return tokens, flops
-    many = latents(FRAMES[stage])  # images in the place of a clip
-    image = steps * batch * many * clip_flops(c, 1)
-    return tokens, flops * (1 - 1 / IMAGE_EVERY) + image / IMAGE_EVERY
+    video, _ = clip_length(c, FRAMES[stage])
+    clip, images = clip_flops(c, FRAMES[stage]), latents(FRAMES[stage]) * clip_flops(c, 1)  # images in a clip's place
+    share = 0 if stage == 1 else 1 / IMAGE_EVERY
+    return steps * batch * video, steps * batch * ((1 - share) * clip + share * images)
 
 
 def memory(c, n, checkpointed):
@@ -103,10 +101,9 @@ def main():
         network, total = VideoTokenizer(config), 0
         for frames, share in ((1, 0.4), (17, 0.5), (65, 0.1)):
             clips = latents(65) // latents(frames)
-            with FlopCounterMode(display=False) as counter:
-                latent = network.encoder(torch.empty(1, 3, frames, 128, 128))
-                network.decoder(latent).sum().backward()
-            total += PAPER[0][0] * PAPER[0][1] * share * clips * counter.get_total_flops()
+            video = torch.empty(1, 3, frames, 128, 128)
+            flops = counted(lambda: network.decoder(network.encoder(video)).sum().backward())
+            total += PAPER[0][0] * PAPER[0][1] * share * clips * flops
     rows = [("tokenizer", 0, PAPER[0][0] * PAPER[0][1] * clip_length(PRESETS["700m"], 65)[0], total)]
     rows += [(name, stage, *stage_costs(PRESETS[name], stage)) for name in ("700m", "3b", "7b") for stage in (1, 2, 3)]
     for name, stage, tokens, flops in rows:
