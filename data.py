@@ -18,6 +18,7 @@ This file knows nothing about networks; only its command line, which writes shar
     python data.py --inspect data/webvid
 """
 import argparse
+import contextlib
 import csv
 import io
 import itertools
@@ -26,7 +27,7 @@ import os
 import sys
 import tarfile
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,14 +160,12 @@ def frames_at(container, fps):
         i += 1
 
 
-def read_clips(file, n_frames, fps=FPS, size=128, count=1):
-    """Up to `count` clips of a video, one after the other: list of uint8 (T, size, size, 3), square from the centre.
-
-    file: a path or a binary file. Every clip has n_frames; only a video too short for one gives a single clip of the
-    longest of LENGTHS that fits. Raises ValueError if the file is no readable video.
-    """
+@contextlib.contextmanager
+def film(file, fps):
+    """`frames_at` of a video file, a path or a binary file, and what shrinks them. Raises ValueError if it is no readable
+    video."""
     import av
-    clips = []
+    from av.video.reformatter import VideoReformatter
     try:
         with av.open(file) as container:
             if container.format.name.endswith("_pipe"):
@@ -174,55 +173,70 @@ def read_clips(file, n_frames, fps=FPS, size=128, count=1):
             stream = container.streams.video[0]
             if stream.width * stream.height > LARGEST:
                 raise ValueError(f"{stream.width}x{stream.height} pixels are too many")
-            frames = frames_at(container, fps)
-            while len(clips) < count and (clip := [square(f, size) for f in itertools.islice(frames, n_frames)]):
-                if len(clip) < n_frames and clips:
-                    break
-                clips.append(np.stack(clip[:next(n for n in (n_frames, *LENGTHS) if n <= len(clip))]))
+            yield frames_at(container, fps), VideoReformatter()
     except (av.FFmpegError, OSError, IndexError, TypeError, ValueError, MemoryError) as e:
         reason = "no video in it" if isinstance(e, IndexError) else str(e).partition(":")[0]
         raise ValueError(f"not a readable video ({reason})") from e
+
+
+def read_clips(file, n_frames, fps=FPS, size=128, count=1):
+    """Up to `count` clips of a video, one after the other: list of uint8 (T, size, size, 3), square from the centre.
+
+    file: a path or a binary file. Every clip has n_frames; only a video too short for one gives a single clip of the
+    longest of LENGTHS that fits. Raises ValueError if the file is no readable video.
+    """
+    clips = []
+    with film(file, fps) as (frames, scaler):
+        while len(clips) < count and (clip := [square(f, size, scaler) for f in itertools.islice(frames, n_frames)]):
+            if len(clip) < n_frames and clips:
+                break
+            clips.append(np.stack(clip[:next(n for n in (n_frames, *LENGTHS) if n <= len(clip))]))
     if not clips:
         raise ValueError("not a readable video (no frame in it)")
     return clips
 
 
-def read_clip(path, n_frames, fps=FPS, size=128):
-    """The first `n_frames` of a video file at `fps`: uint8 (n_frames, size, size, 3). ValueError if there are fewer."""
+def read_clip(path, n_frames, fps=FPS, size=128, last=False):
+    """The first `n_frames` of a video file at `fps`, or its last: uint8 (n_frames, size, size, 3). Raises ValueError if
+    there are fewer, or the file is no readable video."""
     try:
-        clip = read_clips(str(path), n_frames, fps, size)[0]
+        with film(str(path), fps) as (frames, scaler):
+            frames = deque(frames, n_frames) if last else itertools.islice(frames, n_frames)
+            clip = [square(f, size, scaler) for f in frames]
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
     if len(clip) < n_frames:
         raise ValueError(f"{path}: too short for {n_frames} frames at {fps} frames/s")
-    return clip
+    return np.stack(clip)
+
+
+def square(frame, size, scaler):
+    """A pyav frame, turned as it is meant to be seen, shrunk by libswscale and cropped to its centre: uint8 (size, size, 3)."""
+    side = min(frame.width, frame.height)
+    if side < 8:
+        raise ValueError(f"{frame.width}x{frame.height} pixels are too few")
+    width, height = (round(n * size / side) for n in (frame.width, frame.height))
+    picture = scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.rot90(picture[top:top + size, left:left + size], round(frame.rotation / 90))
 
 
 def read_image(file, size):
-    """An image as a clip of one frame: uint8 (1, size, size, 3). Raises ValueError if it is none."""
+    """An image, its transparent parts white, as a clip of one frame: uint8 (1, size, size, 3), square from the centre.
+    Raises ValueError if it is none."""
     from PIL import Image, ImageOps
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return square(ImageOps.exif_transpose(Image.open(file)), size)[None]
+            picture = ImageOps.exif_transpose(Image.open(file))
+            if min(picture.size) < 8:
+                raise ValueError(f"{picture.width}x{picture.height} pixels are too few")
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return np.asarray(ImageOps.fit(picture.convert("RGB"), (size, size), Image.BICUBIC))[None]
     except Exception as e:  # Pillow's decoders raise nearly anything on damaged files
         raise ValueError(f"not a readable image ({type(e).__name__})") from e
-
-
-def square(picture, size):
-    """A pyav frame or a PIL image, turned as it is meant to be seen, cropped to its centre and resized; what is
-    transparent is white: uint8 (size, size, 3)."""
-    from PIL import Image
-    if not isinstance(picture, Image.Image):
-        picture = picture.to_image().rotate(picture.rotation, expand=True)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    side = min(picture.size)
-    if side < 8:
-        raise ValueError(f"{picture.width}x{picture.height} pixels are too few")
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return np.asarray(picture.convert("RGB").resize((size, size), Image.BICUBIC, (left, top, left + side, top + side)))
 
 
 def to_float(video):
@@ -290,7 +304,10 @@ def folder_items(folder):
     table = {}
     if os.path.exists(path := os.path.join(folder, "captions.jsonl")):
         with open(path, errors="replace") as f:
-            table = {row["file"]: str(row["caption"]) for row in map(json.loads, f)}
+            try:
+                table = {row["file"]: str(row["caption"]) for row in map(json.loads, f)}
+            except (ValueError, KeyError, TypeError) as e:
+                raise ValueError(f'{path}: every line must be {{"file": ..., "caption": ...}}') from e
     elif not os.path.isdir(folder):
         raise ValueError(f"{folder}: no such folder")
     closed = []  # folders that may not be read
@@ -326,6 +343,8 @@ def tar_items(folder):
     """webdataset's layout: the members of a tar file that share a key (the name up to its first dot) are one sample, a
     video or image beside its txt, or its json with a "caption". Nothing is unpacked: a member is bytes at an offset."""
     tars = [folder]
+    if not os.path.exists(folder):
+        raise ValueError(f"{folder}: no such file or folder")
     if os.path.isdir(folder):
         tars = [os.path.join(folder, n) for n in sorted(os.listdir(folder)) if ending(n) == "tar"]
     for path in tars:
@@ -353,7 +372,7 @@ def tar_item(name, members, file, path, again):
             text = file.extractfile(members[kind]).read(1 << 20).decode(errors="replace")
             try:
                 caption = text if kind == "txt" else str(json.loads(text).get("caption") or "")
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 pass  # json that is none, or not an object
     m = members[media]
     return Item(f"{name}.{media}", caption, path, m.offset_data, m.size)
@@ -530,7 +549,7 @@ def encode_part(reader, tokenizer, device, batch_size, workers, bar):
         rows[1].extend(captions)
 
     for name, caption, clips, reason in torch.utils.data.DataLoader(reader, batch_size=None, num_workers=workers,
-                                                                    collate_fn=unchanged):
+                                                                    collate_fn=tuple):
         if reason:
             skipped.append({"file": name, "reason": reason})
         for clip in clips:
@@ -541,10 +560,6 @@ def encode_part(reader, tokenizer, device, batch_size, workers, bar):
     for length in list(waiting):
         encode(length)
     return done, skipped
-
-
-def unchanged(x):
-    return x
 
 
 def write_part(out, part, done, skipped):

@@ -80,18 +80,36 @@ def prefix_tokens(config, texts):
 # the decoder
 
 class KVCache:
-    """Static key/value memory for decoding: two tensors (layers, B, heads, max_len, head_dim), filled up to `length`."""
+    """Static key/value memory for decoding: a layer's k and v are (B, heads, max_len, head_dim), filled up to `length`.
+
+    `advance(n)` opens the next n positions; the n tokens fed then are kept there. Attention reads the first `span`
+    positions, `length` rounded up to quarters of max_len, less what `seen` masks: four shapes, so that a compiled step
+    serves many positions.
+    """
 
     def __init__(self, config, batch, max_len, dtype, device):
-        shape = (config.n_layers, batch, config.n_heads, max_len, config.dim // config.n_heads)
-        self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.length = 0
+        shape = (batch, config.n_heads, max_len, config.dim // config.n_heads)
+        self.k, self.v = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layers)] for _ in range(2))
+        self.max_len, self.quarter, self.length = max_len, -(-max_len // 4), 0
+        self.positions = torch.arange(max_len, device=device)
+        self.rotary = rotary(config, self.positions)
+        self.causal = torch.ones(max_len, max_len, dtype=torch.bool, device=device).tril()
+        for memory in (*self.k, *self.v):  # a CUDA graph may write only to what it knows to stay in its place
+            torch._dynamo.mark_static_address(memory)
+
+    def advance(self, n):
+        """Open the next n positions. Only views are taken, so that a step costs no kernel here."""
+        opened = slice(self.length, self.length + n)
+        self.length += n
+        self.span = min(-(-self.length // self.quarter) * self.quarter, self.max_len)
+        self.now, self.seen = self.positions[opened], self.causal[opened, :self.span]
+        self.cos, self.sin = (table[opened] for table in self.rotary)
 
     def update(self, layer, k, v):
-        """Append k, v (B, heads, S, head_dim) at `length`; returns all keys and values so far."""
-        end = self.length + k.shape[2]
-        self.k[layer, :, :, self.length:end], self.v[layer, :, :, self.length:end] = k, v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        """Keep k, v (B, heads, S, head_dim) at the open positions; returns the keys and values of the whole span."""
+        self.k[layer].index_copy_(2, self.now, k)
+        self.v[layer].index_copy_(2, self.now, v)
+        return self.k[layer][:, :, :self.span], self.v[layer][:, :, :self.span]
 
 
 def rotary(config, positions):
@@ -123,7 +141,8 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=S > 1)  # one new token may see everything cached
+        seen = cache.seen if cache is not None else None
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
         return self.o_proj(x.transpose(1, 2).reshape(B, S, D))
 
 
@@ -165,17 +184,17 @@ class Transformer(nn.Module):
         self.checkpoint_activations = False  # keep only each layer's input for the backward pass, compute the rest again
 
     def forward(self, tokens, cache=None):
-        """With a KVCache the tokens continue what it holds; more than one at once only into an empty cache."""
-        start = cache.length if cache is not None else 0
-        cos, sin = rotary(self.config, torch.arange(start, start + tokens.shape[1], device=tokens.device))
+        """With a KVCache the tokens take the positions that its `advance` opened, after all that it holds."""
+        if cache is None:
+            cos, sin = rotary(self.config, torch.arange(tokens.shape[1], device=tokens.device))
+        else:
+            cos, sin = cache.cos, cache.sin
         x = self.embed_tokens(tokens)
         for i, layer in enumerate(self.layers):
             if self.checkpoint_activations and self.training:
                 x = checkpoint(layer, x, cos, sin, use_reentrant=False)
             else:
                 x = layer(x, cos, sin, cache, i if cache else 0)
-        if cache is not None:
-            cache.length += tokens.shape[1]
         return self.norm(x)
 
 
@@ -209,8 +228,8 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def video_logits(self, tokens, cache):
-        """Feed tokens (B, S) and return the last position's logits over video codes alone, (B, video_vocab) float32:
-        nothing else can follow <soi>, so only those rows of the head are multiplied."""
+        """Feed tokens (B, S) at the positions that cache.advance(S) opened, and return the last one's logits over video
+        codes alone, (B, video_vocab) float32: nothing else follows <soi>, so only those rows of the head are multiplied."""
         c = self.config
         rows = self.lm_head.weight[c.text_vocab:c.text_vocab + c.video_vocab]
         return F.linear(self.model(tokens, cache)[:, -1], rows).float()

@@ -1,22 +1,32 @@
 """How fast is it? Every number stands beside a peer's and the machine's own limit, measured in the same run.
 
     python experiments/bench.py lm          # a training step of the decoder, beside transformers' LlamaForCausalLM
+    python experiments/bench.py decode      # tokens written one by one, beside transformers' generate
+    python experiments/bench.py reading     # data.py's reader of films, beside workers that only decode them
     python experiments/bench.py tokenizer   # encode, decode, training step, beside diffusers' AutoencoderKLCogVideoX
 
 The two take turns for a few rounds and the best round of each counts, as a busy machine only ever slows things down.
 The limit is the rate of a large bfloat16 matrix product. Needs: pip install transformers diffusers
 """
 import argparse
+import dataclasses
+import itertools
 import math
 import os
 import sys
+import tempfile
 import time
 
+import av
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from model import PRESETS, Llama, ModelConfig  # noqa: E402
+from data import FPS, Item, Reader  # noqa: E402
+from model import PRESETS, Llama, ModelConfig, prefix_tokens  # noqa: E402
+from sample import generate_tokens, memory, read_rate, step_bytes  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
 from train import compile_layers, parameter_groups  # noqa: E402
 
@@ -66,16 +76,20 @@ def report(what, times, units, unit, flops):
           f"ours is at {rate[ours] / limit:.0%} of the matmul rate, {limit / 1e12:.2f} TFLOP/s", flush=True)
 
 
+def llama_of_transformers(config):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    return LlamaForCausalLM(LlamaConfig(
+        hidden_size=config.dim, intermediate_size=config.ffn_dim, num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads, vocab_size=config.vocab_size,
+        max_position_embeddings=config.text_len + 3 + math.prod(config.latent_shape), eos_token_id=None))
+
+
 def lm(config, batch, rounds, compiled):
     """One optimizer step of the decoder: bfloat16 autocast, full softmax, fused AdamW, gradient clipping."""
-    from transformers import LlamaConfig, LlamaForCausalLM
     text, video = config.text_len + 3, math.prod(config.latent_shape)
     tokens = torch.randint(config.vocab_size, (batch, text + video), device=DEVICE)
     with torch.device(DEVICE):
-        ours = Llama(config)
-        peer = LlamaForCausalLM(LlamaConfig(
-            hidden_size=config.dim, intermediate_size=config.ffn_dim, num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads, vocab_size=config.vocab_size, max_position_embeddings=text + video))
+        ours, peer = Llama(config), llama_of_transformers(config)
     if compiled:
         compile_layers(ours)
 
@@ -100,6 +114,43 @@ def lm(config, batch, rounds, compiled):
              (("ours", head), ("transformers", ours.lm_head.weight.numel()))}
     report(f"decoder training step, {sum(p.numel() for p in ours.parameters()) / 1e6:.0f} M parameters, "
            f"{batch} x {length} tokens", times, batch * length, "tokens", flops)
+
+
+@torch.inference_mode()
+def decode(config, steps, rounds):
+    """Steps/s of a guided pair in bfloat16 after a prompt of 64 tokens, top-k 50: ours plain and compiled, beside
+    transformers' generate (two rows, no guidance) and beside a compiled step of its model over a static cache."""
+    from transformers import StaticCache
+    config = dataclasses.replace(config, text_len=61)
+    ours, peer = Llama(config).to(DEVICE, torch.bfloat16).eval(), llama_of_transformers(config).to(DEVICE, torch.bfloat16).eval()
+    prefix = prefix_tokens(config, [list(range(61))]).to(DEVICE)
+    pair = prefix.repeat(2, 1)
+
+    def write(compiled):
+        cache = memory(ours, 1, 7.5)
+        return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)], compiled=compiled, cache=cache)
+
+    static = StaticCache(config=peer.config, max_cache_len=64 + steps)
+    forward = torch.compile(peer.forward, fullgraph=True, dynamic=False, mode="reduce-overhead")
+
+    def step_by_step():
+        static.reset()
+        tokens, positions = pair, torch.arange(64, device=DEVICE)
+        call = peer.forward
+        for _ in range(steps):
+            best, ids = call(tokens, past_key_values=static, cache_position=positions).logits[:, -1].float().topk(50)
+            tokens = ids.gather(1, torch.multinomial(best.softmax(-1), 1))
+            positions, call = positions[-1:] + 1, forward
+
+    times = race({"ours": write(False), "ours, compiled": write(True), "compiled static cache": step_by_step,
+                  "transformers generate": lambda: peer.generate(
+                      pair, attention_mask=torch.ones_like(pair), do_sample=True, top_k=50, min_new_tokens=steps,
+                      max_new_tokens=steps, pad_token_id=config.pad)}, rounds)
+    limit = read_rate(DEVICE) / step_bytes(ours, 2)
+    for name, taken in times.items():
+        print(f"decoding, {name}: {steps / taken:.1f} steps/s, {times['transformers generate'] / taken:.2f} x transformers, "
+              f"{times['compiled static cache'] / taken:.2f} x its compiled step", end="")
+        print(f", {steps / taken / limit:.0%} of the limit of reading memory" if "ours" in name else "", flush=True)
 
 
 def tokenizer(frames, rounds):
@@ -135,18 +186,64 @@ def tokenizer(frames, rounds):
             ours.vq.seen = []
 
 
+class Decoded(torch.utils.data.Dataset):
+    """The least that a reader must do: decode the 10 seconds, and throw them away."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        with av.open(self.paths[i]) as film:
+            return (sum(1 for _ in itertools.takewhile(lambda f: f.time < 64 / FPS, film.decode(video=0))),)
+
+
+def reading(rounds, films=24, workers=2):
+    """Films/s of the reader of data.py (65 frames at 6.5 frames/s, 128x128) on 12 seconds of 596x336 at 25 frames/s."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(films):
+            picture = rng.integers(0, 256, (24, 43, 3)).astype(np.uint8)
+            scene = np.asarray(Image.fromarray(picture).resize((688, 384), Image.BICUBIC))
+            with av.open(f"{folder}/{i}.mp4", "w") as film:
+                stream = film.add_stream("libx264", rate=25)
+                stream.width, stream.height, stream.pix_fmt = 596, 336, "yuv420p"
+                for t in range(300):  # a camera that pans, and the grain of a real one
+                    x, y = int(46 + 45 * math.sin(t / 40)), int(24 + 23 * math.cos(t / 60))
+                    frame = scene[y:y + 336, x:x + 596] // 2 + 64 + rng.integers(0, 8, (336, 596, 1))
+                    film.mux(stream.encode(av.VideoFrame.from_ndarray(frame.astype(np.uint8), "rgb24")))
+                film.mux(stream.encode())
+        paths = [f"{folder}/{i}.mp4" for i in range(films)]
+        items = [Item(path, "a caption", path) for path in paths]
+
+        def through(dataset):
+            loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=tuple)
+            return lambda: sum(1 for _ in loader)
+
+        times = race({"data.py": through(Reader(items, 65, 128, 1)), "bare pyav": through(Decoded(paths))}, rounds)
+    print(f"reading, {workers} workers: {films / times['data.py']:.1f} films/s, bare pyav {films / times['bare pyav']:.1f}, "
+          f"ratio {times['bare pyav'] / times['data.py']:.2f}")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("what", choices=["lm", "tokenizer"])
-    p.add_argument("--preset", choices=list(PRESETS), help="lm: default a 67 M LLaMA on 1100 tokens")
+    p.add_argument("what", choices=["lm", "decode", "reading", "tokenizer"])
+    p.add_argument("--preset", choices=list(PRESETS), help="lm, decode: default a 67 M LLaMA on 1100 tokens")
     p.add_argument("--batch-size", type=int, default=1)
     p.add_argument("--frames", type=int, default=9, help="tokenizer")
     p.add_argument("--rounds", type=int, default=4)
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = p.parse_args()
     torch.manual_seed(0)
+    config = PRESETS[args.preset] if args.preset else SMALL
     if args.what == "lm":
-        lm(PRESETS[args.preset] if args.preset else SMALL, args.batch_size, args.rounds, args.compile)
+        lm(config, args.batch_size, args.rounds, args.compile)
+    elif args.what == "decode":
+        decode(config, 128, args.rounds)
+    elif args.what == "reading":
+        reading(args.rounds)
     else:
         tokenizer(args.frames, args.rounds)
 

@@ -1,7 +1,8 @@
 """Prompts against pixels: does the video show what the prompt says, and still after a minute? (Sec. 4.2, Fig. 6)
 
 An analyser that sees frames only reads off shape, size, colour, background and motion; the script samples prompts of
-the toy world, half with a (shape, color, motion) triple that training showed and half held out, and counts.
+the toy world, half with a (shape, color, motion) triple that training showed and half held out, and counts. "seam" is
+how much more changes from frame to frame across clip borders than inside clips.
 
     python experiments/prompts.py                       # 100 + 100 prompts, a minute each
     python experiments/prompts.py --no-reencode         # Fig. 6's comparison
@@ -84,6 +85,14 @@ def in_motion(video, speed):
     return bool(extent.min() >= 0.25 * speed * (window - 1))
 
 
+def changes(video):
+    """Mean change of a pixel (0-255) from one frame to the next -> (across clip borders, inside clips). A seam shows as
+    more at the borders."""
+    change = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))
+    borders = np.arange(64, len(change), 60)  # the first clip has 65 frames, the others add 60
+    return change[borders].mean(), np.delete(change, borders).mean()
+
+
 def judge(video, attributes):
     """One sampled minute against its prompt's attributes -> dict of bools."""
     ten = round(10 * FPS)
@@ -113,7 +122,7 @@ def main():
     for kind, held in (("trained", False), ("held-out", True)):
         rng = np.random.default_rng([2024, held])
         wanted = [toy_attributes(rng, held) for _ in range(args.n)]
-        verdicts = []
+        verdicts, seams = [], []
         for i in tqdm(range(0, args.n, args.batch_size), desc=kind):
             batch = wanted[i:i + args.batch_size]
             clips = generate_batch(model, tokenizer, text, [WORDINGS[0].format(**a) for a in batch], args.seconds,
@@ -121,9 +130,12 @@ def main():
                                    not args.no_reencode)
             videos = np.concatenate(list(clips), axis=1)  # (B, T, H, W, 3)
             verdicts += [judge(v, a) for v, a in zip(videos, batch)]
+            seams += [changes(v) for v in videos]
             if args.keep:
                 np.save(f"{args.keep}.{kind}.{i}.npy", videos)
         results[kind] = {name: round(float(np.mean([v[name] for v in verdicts])), 4) for name in verdicts[0]}
+        border, inside = np.mean(seams, axis=0)
+        results[kind]["seam"] = round(float(border / inside), 3)
         print(kind, results[kind], flush=True)
         wrong = [(i, [k for k, ok in v.items() if not ok]) for i, v in enumerate(verdicts) if not all(v.values())]
         for i, what in wrong:

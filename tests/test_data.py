@@ -16,8 +16,8 @@ import pytest
 from conftest import command, fails, run
 from PIL import Image
 
-from data import (FPS, TOY, Clips, TextTokenizer, TokenShards, held_out, read_clip, to_float, to_uint8, toy_attributes,
-                  toy_clip, toy_cover)
+from data import (FPS, TOY, Clips, TextTokenizer, TokenShards, held_out, read_clip, to_float, to_uint8,
+                  toy_attributes, toy_clip, toy_cover)
 from prompts import judge, locate
 from sample import load_tokenizer
 
@@ -276,6 +276,23 @@ def test_any_frame_rate_shows_the_object_in_the_same_place(tmp_path, fps):
     centre = locate(read_clip(tmp_path / "a.mp4", 65, size=64))[2]
     expected = np.stack([16 + 2.8 * np.arange(65) / FPS, 20 + 1.7 * np.arange(65) / FPS], 1)
     assert np.abs(centre - expected).max() < 1
+
+
+def test_a_film_held_upright(tmp_path):
+    """A phone's picture lies on its side in the file; what it should show is what is read, by the first and the last frames."""
+    video = np.zeros((27, 64, 96, 3), np.uint8)
+    video[:, :32, :, 0] = video[:, 32:, :, 2] = 255  # red above, blue below
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=13)
+        stream.width, stream.height = 96, 64
+        stream.set_display_rotation(90)  # counter-clockwise: red to the left
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    for last in (False, True):
+        clip = read_clip(tmp_path / "a.mp4", 13, size=32, last=last)
+        red, blue = clip[:, :, :12].mean((0, 1, 2)), clip[:, :, -12:].mean((0, 1, 2))
+        assert red[0] > 200 > 50 > red[2] and blue[2] > 200 > 50 > blue[0]
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path):

@@ -66,12 +66,18 @@ def test_forward_with_targets_is_the_weighted_loss(monkeypatch):
 
 
 def test_cached_decoding_equals_uncached():
+    """The prefix at once, then two tokens at once, then one by one; and again over what the first time left there."""
     model, tokens = small(), torch.randint(SMALL.vocab_size, (2, 15))
     cache = KVCache(SMALL, 2, 15, torch.float64, "cpu")
     rows = slice(SMALL.text_vocab, SMALL.text_vocab + SMALL.video_vocab)
-    steps = [model.video_logits(tokens[:, :9], cache)] + [model.video_logits(tokens[:, i:i + 1], cache) for i in range(9, 15)]
-    expected = model(tokens)[:, 8:, rows]
-    assert torch.allclose(torch.stack(steps, 1).double(), expected, atol=1e-5)
+    parts = tokens.split([9, 2, 1, 1, 1, 1], 1)
+    expected = model(tokens)[:, [8, 10, 11, 12, 13, 14], rows]
+    for _ in range(2):
+        cache.length, steps = 0, []
+        for part in parts:
+            cache.advance(part.shape[1])
+            steps.append(model.video_logits(part, cache))
+        assert torch.allclose(torch.stack(steps, 1).double(), expected, atol=1e-5)
 
 
 def test_rotary_is_hugging_faces_and_relative():

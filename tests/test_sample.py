@@ -1,12 +1,18 @@
+import os
+import signal
+import subprocess
+import time
+
+import av
 import imageio.v3
 import numpy as np
 import pytest
 import torch
-from conftest import fails, run
+from conftest import command, fails, run
 
-from data import to_float
-from model import prefix_tokens
-from sample import generate, generate_tokens, load, plan
+from data import read_clip, to_float, toy_clip
+from model import KVCache, prefix_tokens
+from sample import Windows, Writer, generate, generate_batch, generate_tokens, load, plan
 
 PROMPT = "a small red circle moves left and right slowly on a gray background"
 
@@ -39,7 +45,7 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     out = tmp_path / "a.mp4"
     out.write_text("precious")
     ask = ["--prompt", PROMPT, "--ckpt", tiny, "--out", out]
-    assert "does not exist" in fails("sample.py", *ask, "--ckpt", tmp_path)
+    assert run("sample.py", *ask, "--ckpt", tmp_path, ok=False).stderr.strip() == f"sample.py: {tmp_path}/stage3.pt does not exist"
     assert "positive" in fails("sample.py", *ask, "--seconds", -1)
     assert "not even one frame" in fails("sample.py", *ask, "--seconds", 0.01)
     assert "top-k" in fails("sample.py", *ask, "--top-k", 0)
@@ -54,6 +60,128 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     (tmp_path / "stage3.pt").write_bytes(b"PK\3\4 rubbish")
     assert "no checkpoint" in fails("sample.py", *ask, "--ckpt", tmp_path)
     assert out.read_text() == "precious"
+
+
+def frames_in(video):
+    with av.open(str(video)) as file:
+        return sum(1 for _ in file.decode(video=0))
+
+
+def test_an_interrupt_or_a_crash_leaves_a_video_that_plays(tiny, tmp_path):
+    """Ctrl-C keeps what was made under the name asked for; after SIGKILL it is in the growing NAME.part.mp4."""
+    for stop, name in ((signal.SIGINT, "a.mp4"), (signal.SIGKILL, "a.part.mp4")):
+        sampler = subprocess.Popen(command("sample.py", "--ckpt", tiny, "--prompt", PROMPT, "--seconds", 6000,
+                                           "--out", tmp_path / "a.mp4"), stderr=subprocess.DEVNULL)
+        size = []
+        while len(size) < 600 and not (size[-3:].count(size[-1]) == 3 and size[-1] > 5000 if size else False):
+            time.sleep(0.1)  # until a clip is written
+            size.append(os.path.getsize(part) if os.path.exists(part := tmp_path / "a.part.mp4") else 0)
+        sampler.send_signal(stop)
+        assert sampler.wait(timeout=60) == (130 if stop == signal.SIGINT else -stop)
+        assert frames_in(tmp_path / name) >= 50
+        assert (tmp_path / "a.part.mp4").exists() == (stop == signal.SIGKILL)
+
+
+def test_the_standard_output_is_an_mp4(tiny, tmp_path):
+    with open(tmp_path / "a.mp4", "wb") as out:
+        subprocess.run(command("sample.py", "--ckpt", tiny, "--prompt", PROMPT, "--seconds", 12, "--out", "-"),
+                       stdout=out, stderr=subprocess.DEVNULL, check=True)
+    assert frames_in(tmp_path / "a.mp4") == 78
+
+
+def test_many_prompts_many_samples(tiny, tmp_path):
+    """A batch gives the videos that one call each gives: row i has the seed of the first plus i."""
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\na large one\n")
+    run("sample.py", "--ckpt", tiny, "--prompts", tmp_path / "prompts.txt", "--num-samples", 2, "--seconds", 1, "--seed", 3,
+        "--batch-size", 3, "--out", tmp_path / "v.mp4")
+    videos = sorted(tmp_path.glob("v-*.mp4"))
+    assert [v.name for v in videos] == [f"v-00{i}.mp4" for i in range(4)]
+    run("sample.py", "--ckpt", tiny, "--prompt", "a large one", "--seconds", 1, "--seed", 5, "--out", tmp_path / "w.mp4")
+    videos = [imageio.v3.imread(v) for v in (*videos, tmp_path / "w.mp4")]
+    assert (videos[2] == videos[4]).all() and not (videos[0] == videos[1]).all()
+    assert "one video only" in fails("sample.py", "--ckpt", tiny, "--prompt", "a", "--num-samples", 2, "--out", "-")
+    assert "--prompt is needed" in fails("sample.py", "--ckpt", tiny)
+    assert "inside the video" in fails("sample.py", "--ckpt", tiny, "--prompt", "a", "--at", 20, "b")
+
+
+def test_scenes_change_the_prompt_between_clips(loaded, monkeypatch):
+    import sample
+    seen = []
+
+    def spy(model, prefix, n, *rest):
+        seen.append(prefix[0, :model.config.text_len + 3].tolist())
+        return generate_tokens(model, prefix, n, *rest)
+
+    monkeypatch.setattr(sample, "generate_tokens", spy)
+    model, tokenizer, text = loaded
+    list(generate(model, tokenizer, text, [(0, "one"), (14.7, "two"), (24, "three")], seconds=29))
+    wanted = [prefix_tokens(model.config, [text.encode(p)])[0].tolist() for p in ("one", "one", "two", "three")]
+    assert seen == wanted  # clips begin at 0, 10, 19.2 and 28.5 s
+
+
+def test_going_on_from_a_video(tiny, loaded, tmp_path):
+    """The first clip is conditioned on the last 5 frames of the file, and only new frames come out."""
+    model, tokenizer, text = loaded
+    run("sample.py", "--ckpt", tiny, "--prompt", PROMPT, "--seconds", 3, "--out", tmp_path / "a.mp4")
+    last = read_clip(tmp_path / "a.mp4", 5, size=64, last=True)
+    assert (last == imageio.v3.imread(tmp_path / "a.mp4")[-5:]).mean() > 0.5 and last.shape == (5, 64, 64, 3)
+    run("sample.py", "--ckpt", tiny, "--continue-from", tmp_path / "a.mp4", "--seconds", 2, "--out", tmp_path / "b.mp4")
+    assert frames_in(tmp_path / "b.mp4") == 13
+    starts = [toy_clip(np.random.default_rng(i), 5)[0] for i in range(2)]
+    videos = [list(generate_batch(model, tokenizer, text, ["", PROMPT], 12, start=start, seeds=[0, 1])) for start in starts]
+    assert [clips.shape[:2] for clips in videos[0]] == [(2, 60), (2, 18)]
+    assert not (videos[0][0] == videos[1][0]).all()
+    writer = Writer(str(tmp_path / "short.mp4"))
+    writer.write(np.zeros((3, 64, 64, 3), np.uint8))
+    writer.close()
+    assert "too short" in fails("sample.py", "--ckpt", tiny, "--continue-from", tmp_path / "short.mp4")
+    assert "not a readable video" in fails("sample.py", "--ckpt", tiny, "--continue-from", __file__)
+
+
+class Sink(list):
+    def write(self, frames):
+        self.extend(frames)
+
+    def close(self):
+        self.closed = True
+
+
+def test_windows_pass_every_frame_once_and_fade():
+    """Whatever the lengths, an enhancer that changes nothing changes nothing; a step between windows becomes a slope."""
+    video = np.random.default_rng(0).integers(0, 256, (70, 2, 2, 3)).astype(np.uint8)
+    for parts in ([70], [65, 5], [3, 1, 60, 6], [16, 54]):
+        sink = Sink()
+        windows = Windows(lambda frames, first: frames + (video[first:first + len(frames)] - frames), sink)
+        for part in np.split(video, np.cumsum(parts)[:-1]):
+            windows.write(part)
+        windows.close()
+        assert (np.array(sink) == video).all() and sink.closed
+    sink = Sink()
+    windows = Windows(lambda frames, first: np.full_like(frames, 50 * first // 12), sink)
+    windows.write(video[:28])
+    windows.close()
+    assert [int(f.max()) for f in sink] == [0] * 12 + [10, 20, 30, 40] + [50] * 12
+
+
+def test_an_interrupted_window_loses_itself_alone():
+    """Ctrl-C in the enhancer's third window: what went before is written once, and the sink is closed."""
+    def enhance(frames, first):
+        if first == 24:
+            raise KeyboardInterrupt
+        return frames
+
+    video, sink = np.arange(65, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8), Sink()
+    windows = Windows(enhance, sink)
+    with pytest.raises(KeyboardInterrupt):
+        windows.write(video)
+    windows.close()
+    assert [int(f.max()) for f in sink] == list(range(28)) and sink.closed
+
+
+def test_lanczos(tiny, tmp_path):
+    run("sample.py", "--ckpt", tiny, "--prompt", PROMPT, "--seconds", 3, "--out", tmp_path / "a.mp4", "--upscale",
+        "--upscale-method", "lanczos")
+    assert imageio.v3.imread(tmp_path / "a.mp4").shape == (20, 256, 256, 3)
 
 
 def test_rows_do_not_depend_on_their_neighbours(loaded):
@@ -83,7 +211,8 @@ def test_tokens_are_drawn_from_the_guided_top_k(loaded):
     first = generate_tokens(model, cond, 1, 5.0, 1, 1.0, [torch.Generator()])
     assert first.item() == guided.argmax().item()
     n = 4000
-    drawn = generate_tokens(model, cond.expand(n, -1), 1, 5.0, 4, 0.5, [torch.Generator().manual_seed(i) for i in range(n)])
+    drawn = generate_tokens(model, cond.expand(n, -1), 1, 5.0, 4, 0.5, [torch.Generator().manual_seed(i) for i in range(n)],
+                            cache=KVCache(c, 2 * n, cond.shape[1], torch.float64, "cpu"))
     best, ids = (guided / 0.5).topk(4)
     share = torch.stack([(drawn == i).double().mean() for i in ids])
     assert torch.allclose(share, best.softmax(0).double(), atol=0.04) and share.sum() == 1
