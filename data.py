@@ -210,11 +210,17 @@ def read_clip(path, n_frames, fps=FPS, size=128, last=False):
     return np.stack(clip)
 
 
+def shorter_side(picture):
+    """Of a pyav frame or a PIL image, in pixels. Raises ValueError if they are too few."""
+    side = min(picture.width, picture.height)
+    if side < 8:
+        raise ValueError(f"{picture.width}x{picture.height} pixels are too few")
+    return side
+
+
 def square(frame, size, scaler):
     """A pyav frame, turned as it is meant to be seen, shrunk by libswscale and cropped to its centre: uint8 (size, size, 3)."""
-    side = min(frame.width, frame.height)
-    if side < 8:
-        raise ValueError(f"{frame.width}x{frame.height} pixels are too few")
+    side = shorter_side(frame)
     width, height = (round(n * size / side) for n in (frame.width, frame.height))
     picture = scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
     left, top = (width - size) // 2, (height - size) // 2
@@ -229,8 +235,7 @@ def read_image(file, size):
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = ImageOps.exif_transpose(Image.open(file))
-            if min(picture.size) < 8:
-                raise ValueError(f"{picture.width}x{picture.height} pixels are too few")
+            shorter_side(picture)
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

@@ -50,6 +50,10 @@ class ModelConfig:
     def vocab_size(self):
         return self.text_vocab + self.video_vocab + 10  # 40202 in the paper
 
+    @property
+    def max_len(self):
+        return self.text_len + 3 + math.prod(self.latent_shape)  # <sot> text <eot> <soi> and the longest clip
+
     def __post_init__(self):
         if self.dim % (2 * self.n_heads):
             raise ValueError(f"dim {self.dim} must be a multiple of twice the {self.n_heads} heads")
@@ -313,7 +317,7 @@ def export(model, folder):
         json.dump({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
                    "hidden_size": c.dim, "intermediate_size": c.ffn_dim, "num_hidden_layers": c.n_layers,
                    "num_attention_heads": c.n_heads, "num_key_value_heads": c.n_heads, "vocab_size": c.vocab_size,
-                   "max_position_embeddings": c.text_len + 3 + math.prod(c.latent_shape), "rms_norm_eps": c.norm_eps,
+                   "max_position_embeddings": c.max_len, "rms_norm_eps": c.norm_eps,
                    "rope_theta": c.rope_theta, "tie_word_embeddings": False, "pad_token_id": c.pad,
                    "bos_token_id": c.sot, "eos_token_id": c.soi + 1,  # <eoi>
                    "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")}, f, indent=1)

@@ -19,7 +19,6 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 import pickle
 import sys
@@ -200,8 +199,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator, 
 def memory(model, rows, cfg_scale):
     """A KVCache for whole clips of `rows` prompts."""
     c, head = model.config, model.lm_head.weight
-    rows, max_len = rows * (1 if cfg_scale == 1 else 2), c.text_len + 3 + math.prod(c.latent_shape)
-    return KVCache(c, rows, max_len, head.dtype, head.device)
+    return KVCache(c, rows * (1 if cfg_scale == 1 else 2), c.max_len, head.dtype, head.device)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # video
@@ -419,7 +417,7 @@ def step_bytes(model, rows):
     """Bytes that one step of decoding reads, half of a full KV cache of `rows` rows among them."""
     c = model.config
     weights = sum(p.numel() for p in model.model.layers.parameters()) + c.dim * c.video_vocab
-    cached = rows * c.n_layers * c.dim * (c.text_len + 3 + math.prod(c.latent_shape))  # keys and values, half full
+    cached = rows * c.n_layers * c.dim * c.max_len  # keys and values, half full
     return (weights + cached) * model.lm_head.weight.element_size()
 
 

@@ -81,7 +81,7 @@ def llama_of_transformers(config):
     return LlamaForCausalLM(LlamaConfig(
         hidden_size=config.dim, intermediate_size=config.ffn_dim, num_hidden_layers=config.n_layers,
         num_attention_heads=config.n_heads, vocab_size=config.vocab_size,
-        max_position_embeddings=config.text_len + 3 + math.prod(config.latent_shape), eos_token_id=None))
+        max_position_embeddings=config.max_len, eos_token_id=None))
 
 
 def lm(config, batch, rounds, compiled):
