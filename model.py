@@ -131,22 +131,33 @@ def rotate(x, cos, sin):
     return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
 
 
+def project(x, layers, fused):
+    """x through several linear layers, with one multiplication if their weights are `fused` (see `Llama.fuse`)."""
+    return [layer(x) for layer in layers] if fused is None else F.linear(x, fused).chunk(len(layers), dim=-1)
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_heads = config.n_heads
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             nn.Linear(config.dim, config.dim, bias=False) for _ in range(4))
+        self.register_buffer("fused", None, persistent=False)
 
     def forward(self, x, cos, sin, cache, layer):
         B, S, D = x.shape
-        q, k, v = (proj(x).view(B, S, self.n_heads, -1).transpose(1, 2)  # (B, heads, S, head_dim)
-                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.view(B, S, self.n_heads, -1).transpose(1, 2)  # (B, heads, S, head_dim)
+                   for y in project(x, (self.q_proj, self.k_proj, self.v_proj), self.fused))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
+        if cache is None:
+            x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
             k, v = cache.update(layer, k, v)
-        seen = cache.seen if cache is not None else None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
+            if S > 1:
+                x = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.seen)
+            else:  # the kernels behind that call are made for many queries; for one, its definition is faster
+                scores = (q @ k.mT).float() / q.shape[-1] ** 0.5
+                x = scores.masked_fill(~cache.seen, -math.inf).softmax(-1).to(v.dtype) @ v
         return self.o_proj(x.transpose(1, 2).reshape(B, S, D))
 
 
@@ -158,9 +169,11 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.register_buffer("fused", None, persistent=False)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(x, (self.gate_proj, self.up_proj), self.fused)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -229,6 +242,19 @@ class Llama(nn.Module):
         weights = loss_weights(targets, early_tokens, early_weight).flatten()
         loss, losses = HeadLoss.apply(states, self.lm_head.weight, targets.flatten(), weights)
         return loss, losses.view(targets.shape)
+
+    @torch.no_grad()
+    def fuse(self):
+        """For decoding: weights of the same input (q, k, v; gate, up) become one matrix, the parameters views of it. Each
+        step reads all the weights, so fewer and larger reads are faster."""
+        for layer in self.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            for part, layers in ((attention, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                                 (mlp, (mlp.gate_proj, mlp.up_proj))):
+                part.fused = torch.cat([x.weight for x in layers])
+                for x, rows in zip(layers, part.fused.chunk(len(layers))):
+                    x.weight.data = rows
+        return self
 
     @torch.no_grad()
     def video_logits(self, tokens, cache):

@@ -140,7 +140,7 @@ def load(path=None, device="cpu"):
         model = Llama(build(ModelConfig, checkpoint["config"]))
     model.load_state_dict(whole_weights(path, checkpoint), assign=True)
     model.to(device, torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
-    return model.eval().requires_grad_(False), tokenizer, TextTokenizer(model.config.text_tokenizer)
+    return model.fuse().eval().requires_grad_(False), tokenizer, TextTokenizer(model.config.text_tokenizer)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # tokens
@@ -158,8 +158,10 @@ def next_codes(model, tokens, cache, cfg_scale, temperature, noise):
 
 @functools.cache
 def compiled_next_codes():
-    """One step as one graph, which a GPU replays without a launch of its own for each kernel."""
+    """One step as one graph, which a GPU replays without a launch of its own for each kernel, and for which a CPU lays
+    the weights out anew (freezing)."""
     torch._dynamo.config.recompile_limit = 64  # four spans of the cache for each number of rows
+    torch._inductor.config.freezing = not torch.cuda.is_available()
     return torch.compile(next_codes, fullgraph=True, dynamic=False, mode="reduce-overhead")
 
 

@@ -65,13 +65,17 @@ def test_forward_with_targets_is_the_weighted_loss(monkeypatch):
     assert torch.allclose(losses.mean(), weighted_loss(logits, video, 4, 1.0))
 
 
-def test_cached_decoding_equals_uncached():
+@pytest.mark.parametrize("fused", [False, True])
+def test_cached_decoding_equals_uncached(fused):
     """The prefix at once, then two tokens at once, then one by one; and again over what the first time left there."""
     model, tokens = small(), torch.randint(SMALL.vocab_size, (2, 15))
     cache = KVCache(SMALL, 2, 15, torch.float64, "cpu")
     rows = slice(SMALL.text_vocab, SMALL.text_vocab + SMALL.video_vocab)
     parts = tokens.split([9, 2, 1, 1, 1, 1], 1)
     expected = model(tokens)[:, [8, 10, 11, 12, 13, 14], rows]
+    if fused:
+        weights = model.state_dict()
+        assert all((w == weights[name]).all() for name, w in model.fuse().state_dict().items()) and len(weights) > 2
     for _ in range(2):
         cache.length, steps = 0, []
         for part in parts:

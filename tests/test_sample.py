@@ -1,6 +1,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import av
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import command, fails, run
 
+import sample
 from data import read_clip, to_float, toy_clip
 from model import KVCache, prefix_tokens
 from sample import Windows, Writer, generate, generate_batch, generate_tokens, load, plan
@@ -217,6 +219,22 @@ def test_tokens_are_drawn_from_the_guided_top_k(loaded):
     share = torch.stack([(drawn == i).double().mean() for i in ids])
     assert torch.allclose(share, best.softmax(0).double(), atol=0.04) and share.sum() == 1
     model.float()
+
+
+def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeypatch):
+    """For real, over two spans of the cache; and --compile takes it."""
+    model, _, text = loaded
+    prefix = prefix_tokens(model.config, [text.encode(PROMPT)])
+    plain, compiled = (generate_tokens(model, prefix, 210, 3.0, 10, 1.0, [torch.Generator().manual_seed(0)], compiled=c)
+                       for c in (False, True))
+    assert (plain == compiled).all()
+    calls = []
+    monkeypatch.setattr(sample, "compiled_next_codes", lambda: calls.append(1) or sample.next_codes)
+    for flag, expected in (("--no-compile", 0), ("--compile", 1)):
+        monkeypatch.setattr(sys, "argv", ["sample.py", "--ckpt", str(tiny), "--prompt", PROMPT, "--seconds", "0.2", "--out",
+                                          str(tmp_path / "a.mp4"), flag])
+        sample.main()
+        assert len(calls) == expected
 
 
 def test_extension_starts_from_the_reencoded_last_frames(loaded, monkeypatch):
