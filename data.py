@@ -76,8 +76,9 @@ SIZE = 64  # pixels
 COLORS = {"red": (220, 50, 40), "green": (60, 180, 75), "blue": (50, 90, 220), "yellow": (235, 215, 60),
           "purple": (150, 60, 190), "white": (240, 240, 240)}
 BACKGROUNDS = {"black": (10, 10, 10), "gray": (110, 110, 110), "navy": (20, 30, 70)}
-RADII = {"small": 8, "large": 14}  # pixels
-SPEEDS = {"slowly": 0.8, "quickly": 2.2}  # pixels a frame
+STEP = 8  # pixels: every fourth frame, the last of a latent frame, finds the object on a grid of one token
+RADII = {"small": 8, "large": 12}  # pixels
+SPEEDS = {"slowly": 2, "quickly": 4}  # pixels a frame, along each axis of the motion
 TOY = {"shape": ["circle", "square", "triangle"], "size": list(RADII), "color": list(COLORS),
        "background": list(BACKGROUNDS), "motion": ["left and right", "up and down", "diagonally"], "speed": list(SPEEDS)}
 WORDINGS = ["a {size} {color} {shape} moves {motion} {speed} on a {background} background",  # the canonical one
@@ -124,9 +125,9 @@ def toy_clip(rng, frames=65, attributes=None):
     """
     a = dict(attributes or toy_attributes(rng))
     radius, speed = RADII[a["size"]], SPEEDS[a["speed"]]
-    moves = {"left and right": (1, 0), "up and down": (0, 1), "diagonally": (0.5 ** 0.5, 0.5 ** 0.5)}[a["motion"]]
+    moves = {"left and right": (1, 0), "up and down": (0, 1), "diagonally": (1, 1)}[a["motion"]]
     span = SIZE - 2 * radius  # the centre travels this far, then mirrors at the wall: a triangle wave of period 2 span
-    phase = rng.uniform(0, 2 * span, size=2)
+    phase = STEP * rng.integers(2 * span // STEP, size=2)
     travelled = phase + speed * np.arange(frames)[:, None] * np.array(moves)
     a["path"] = path = radius + np.abs(travelled % (2 * span) - span)  # (T, 2)
 

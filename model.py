@@ -66,8 +66,9 @@ class ModelConfig:
 
 
 PRESETS = {
-    "toy": ModelConfig(dim=192, n_layers=6, n_heads=3, ffn_dim=512, text_vocab=256, video_vocab=1024, text_len=96,
-                       text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", cfg_scale=1.0),  # 3.2 M
+    "toy": ModelConfig(dim=128, n_layers=8, n_heads=4, ffn_dim=344, text_vocab=256, video_vocab=384, text_len=96,
+                       text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", rope_theta=100.0,
+                       cfg_scale=1.0),  # 1.8 M
     "700m": ModelConfig(),  # 0.69 B parameters
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),  # 2.96 B
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),  # 6.81 B
@@ -226,7 +227,7 @@ class Llama(nn.Module):
         for name, p in self.named_parameters():
             if p.ndim == 2:  # the two projections that write to the residual stream start smaller (GPT-2)
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(p, std=0.02 / (2 * config.n_layers) ** 0.5 if residual else 0.02)
+                nn.init.normal_(p, std=config.dim ** -0.5 / ((2 * config.n_layers) ** 0.5 if residual else 1))
 
     def forward(self, tokens, targets=None, early_tokens=0, early_weight=1.0):
         """tokens (B, S) int64 -> logits (B, S, vocab_size).

@@ -34,6 +34,7 @@ class TokenizerConfig:
     base_channels: int = 128
     multipliers: tuple = (1, 2, 2, 4)  # channels of each level, x base_channels; a x2 downsampling between levels
     encoder_blocks: tuple = (4, 4, 6, 4)  # residual blocks of each level
+    encoder_kernel: int = 3  # of their convolutions
     decoder_blocks: tuple = (4, 4, 6, 4)
     temporal: tuple = (False, True, True)  # which downsamplings also halve time
     codebook_size: int = 8192
@@ -48,10 +49,10 @@ class TokenizerConfig:
 
 
 TOKENIZER_PRESETS = {
-    # the toy's encoder is short-sighted on purpose: plain ground that sees no object always has the same token, and the
-    # language model need not predict noise (as deep as the decoder, it gave them 3 bits of entropy, now 0.4; one training each)
-    "toy": TokenizerConfig(resolution=64, base_channels=16, multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 0, 0),
-                           decoder_blocks=(0, 1, 1, 2), codebook_size=1024),
+    # the toy's encoder is short-sighted on purpose: only its strided convolutions look beyond a token's own 8x8 pixels, so
+    # that plain ground that sees no object always has the same token, and the language model need not predict noise
+    "toy": TokenizerConfig(resolution=64, base_channels=16, multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 1, 1),
+                           encoder_kernel=1, decoder_blocks=(0, 1, 1, 2), codebook_size=384),
     "paper": TokenizerConfig(),
 }
 
@@ -87,10 +88,10 @@ class Norm(nn.LayerNorm):
 
 
 class ResBlock(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim, kernel=3):
         super().__init__()
-        self.norm1, self.conv1 = Norm(dim), CausalConv3d(dim, dim)
-        self.norm2, self.conv2 = Norm(dim), CausalConv3d(dim, dim)
+        self.norm1, self.conv1 = Norm(dim), CausalConv3d(dim, dim, kernel)
+        self.norm2, self.conv2 = Norm(dim), CausalConv3d(dim, dim, kernel)
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
@@ -144,10 +145,10 @@ class Encoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         dims = [config.base_channels * m for m in config.multipliers]
-        self.conv_in = CausalConv3d(3, dims[0])
+        self.conv_in = CausalConv3d(3, dims[0], config.encoder_kernel)
         self.layers = nn.Sequential()
         for level, dim in enumerate(dims):
-            self.layers.extend(ResBlock(dim) for _ in range(config.encoder_blocks[level]))
+            self.layers.extend(ResBlock(dim, config.encoder_kernel) for _ in range(config.encoder_blocks[level]))
             if level < len(dims) - 1:
                 stride = (2 if config.temporal[level] else 1, 2, 2)
                 self.layers.append(CausalConv3d(dim, dims[level + 1], stride=stride))

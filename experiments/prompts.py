@@ -35,7 +35,9 @@ def locate(video):
     object is missing."""
     pixels = video.astype(np.float32)
     ground = np.median(pixels.reshape(len(video), -1, 3), axis=1)  # the object covers at most a sixth of a frame
-    mask = np.linalg.norm(pixels - ground[:, None, None], axis=-1) > 46  # half the least contrast of the toy world
+    contrast = np.linalg.norm(pixels - ground[:, None, None], axis=-1)
+    half = [np.median(c[c > 46]) / 2 if (c > 46).any() else 0 for c in contrast]  # 46: half the toy world's least contrast
+    mask = contrast > np.maximum(half, 46)[:, None, None]  # pixels that are more object than ground
     area = mask.sum((1, 2))
     grid = np.arange(mask.shape[1]) + 0.5
     with np.errstate(invalid="ignore", divide="ignore"):
