@@ -20,6 +20,7 @@ This file knows nothing about networks; only its command line, which writes shar
 import argparse
 import contextlib
 import csv
+import ctypes
 import io
 import itertools
 import json
@@ -653,6 +654,9 @@ def main():
     if not total:
         raise ValueError(f"{args.input}: no videos or images in it")
     from sample import load_tokenizer  # imported here: only the command line needs a network
+    if sys.platform == "linux":  # keep freed memory: by default every large block goes back and is cleared when taken
+        libc = ctypes.CDLL(None)  # again, which costs more than the convolutions (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB)
+        libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)
     tokenizer, tokenizer_hash = load_tokenizer(args.ckpt, device)
     config = tokenizer.config
     if args.source == "toy" and config.resolution != SIZE:

@@ -15,7 +15,6 @@ the top k of the guided distribution:
 """
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -104,9 +103,6 @@ def load_tokenizer(folder=None, device="cpu"):
     Its weights are rounded to bfloat16 before anything is encoded or hashed, so the small checkpoint that ships and the
     one training wrote are the same tokenizer. Raises ValueError if there is none.
     """
-    if sys.platform == "linux":  # keep freed memory: by default every large block goes back and is cleared when taken
-        libc = ctypes.CDLL(None)  # again, which costs more than the convolutions (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB)
-        libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)
     checkpoint = load_checkpoint(os.path.join(folder or SHIPPED, "tokenizer.pt"), "tokenizer")
     weights = {k: v.bfloat16() for k, v in checkpoint["weights"].items()}
     digest = hashlib.sha256()

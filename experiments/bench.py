@@ -143,6 +143,7 @@ def decode(config, steps, rounds):
             tokens = ids.gather(1, torch.multinomial(best.softmax(-1), 1))
             positions, call = positions[-1:] + 1, forward
 
+    step_by_step()  # compiled as transformers does it; compiling ours sets inductor's freezing for the whole process
     times = race({"ours": write(False), "ours, compiled": write(True), "compiled static cache": step_by_step,
                   "transformers generate": lambda: peer.generate(
                       pair, attention_mask=torch.ones_like(pair), do_sample=True, top_k=50, min_new_tokens=steps,
