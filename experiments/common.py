@@ -1,0 +1,117 @@
+"""What the scripts of Section 4 share: prompts and their videos, a verdict per stretch of time, intervals, results, pictures.
+
+A script measures with several seeds and writes experiments/results/NAME.json and assets/NAME.png; reproduce.py runs them
+all and writes the README's table.
+"""
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+
+import numpy as np
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+from data import FPS, WORDINGS, toy_attributes, toy_clip  # noqa: E402
+from prompts import judge  # noqa: E402
+from sample import generate_batch, load  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BEGAN = time.time()
+WINDOW = round(10 * FPS)  # frames of the ten seconds that a verdict looks at
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 95 %
+
+
+def arguments(doc, n, seconds=10):
+    """The flags of every script."""
+    p = argparse.ArgumentParser(description=doc.split("\n\n")[0])
+    p.add_argument("--ckpt", help="checkpoint folder (default: the shipped toy weights)")
+    p.add_argument("--seeds", type=int, default=3, choices=range(2, 11), help="repetitions: other prompts, other draws")
+    p.add_argument("--n", type=int, default=n, help="prompts a seed")
+    p.add_argument("--seconds", type=float, default=seconds)
+    args = p.parse_args()
+    return args, load(args.ckpt, DEVICE)
+
+
+def drawn(seed, n):
+    """n objects of training triples, other ones for every seed."""
+    rng = np.random.default_rng([4, seed])
+    return [toy_attributes(rng) for _ in range(n)]
+
+
+def caption(attributes):
+    return WORDINGS[0].format(**attributes)
+
+
+def sampled(world, captions, seconds, seed, cfg_scale=None, top_k=50, temperature=1.0, reencode=True):
+    """A video of each caption: uint8 (B, T, 64, 64, 3)."""
+    seeds = range(1000 * seed, 1000 * seed + len(captions))
+    return np.concatenate(list(generate_batch(*world, captions, seconds, cfg_scale, top_k, temperature, seeds, reencode)), 1)
+
+
+def drawn_videos(wanted, frames, seed):
+    """What the toy world itself shows of these attributes: uint8 (B, T, 64, 64, 3)."""
+    rng = np.random.default_rng([5, seed])
+    return np.stack([toy_clip(rng, frames, a)[0] for a in wanted])
+
+
+def right(videos, wanted):
+    """Share of videos that show shape, size, colour, ground and axis of motion as asked, in their first ten seconds."""
+    return float(np.mean([judge(v[:WINDOW], a)["first 10 s"] for v, a in zip(videos, wanted)]))
+
+
+def interval(values):
+    """Mean over seeds and half the width of its 95 % interval (Student's t), along the first axis."""
+    values = np.asarray(values, np.float64)
+    return values.mean(0), T95[len(values)] * values.std(0, ddof=1) / len(values) ** 0.5
+
+
+def machine():
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def result(name, claim, paper, values, same_direction):
+    """Print and write what was found. values: {what: one number a seed}; same_direction: True, False, or None if there is
+    nothing to compare."""
+    found = {what: interval(v) for what, v in values.items()}
+    content = {"claim": claim, "paper": paper, "measured": {k: round(float(m), 4) for k, (m, _) in found.items()},
+               "interval": {k: round(float(h), 4) for k, (_, h) in found.items()},
+               "seeds": len(next(iter(values.values()))), "same_direction": same_direction,
+               "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+               "minutes": round((time.time() - BEGAN) / 60, 1), "machine": machine()}
+    path = os.path.join(ROOT, "experiments", "results", name + ".json")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as f:
+        json.dump(content, f, indent=1)
+        f.write("\n")
+    print(json.dumps(content, indent=1))
+
+
+def better(a, b):
+    """True if a's mean is above b's by more than the difference's 95 % interval over seeds, False if below, else None."""
+    mean, half = interval(np.asarray(a) - np.asarray(b))
+    return None if abs(mean) <= half else bool(mean > 0)
+
+
+def plot(name, xlabel, ylabel, curves, log=False):
+    """curves: {label: (x, one row of y a seed)} -> assets/NAME.png, means with their intervals as bands."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(figsize=(6, 3.2), dpi=100)
+    for label, (x, y) in curves.items():
+        mean, half = interval(y)
+        axes.plot(x, mean, marker="o", label=label)
+        axes.fill_between(x, mean - half, mean + half, alpha=0.2)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if log:
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(os.path.join(ROOT, "assets", name + ".png"))

@@ -1,0 +1,39 @@
+"""Figure 7: greedy decoding, top-k sampling, sampling from all codes: quality, motion and diversity.
+
+    python experiments/fig7.py
+"""
+import numpy as np
+
+from common import arguments, better, caption, drawn, drawn_videos, plot, result, right, sampled
+from data import SPEEDS
+from metrics import critic, critic_features, frechet_distance
+from prompts import in_motion
+
+DRAWS = 4  # videos of each prompt, to see how they differ
+
+args, world = arguments(__doc__, n=8)
+looks = critic()
+every_code = world[0].config.video_vocab
+choices = (1, 5, 50, every_code)
+found = {what: [] for what in ("as prompted", "in motion", "diversity", "Fréchet distance")}
+for seed in range(args.seeds):
+    wanted = [a for a in drawn(seed, args.n) for _ in range(DRAWS)]
+    real = critic_features(drawn_videos(wanted * 2, 16, seed), looks)
+    rows = {what: [] for what in found}
+    for top_k in choices:
+        videos = sampled(world, [caption(a) for a in wanted], args.seconds, seed, top_k=top_k)
+        features = critic_features(videos, looks)
+        rows["as prompted"].append(right(videos, wanted))
+        rows["in motion"].append(np.mean([in_motion(v, SPEEDS[a["speed"]]) for v, a in zip(videos, wanted)]))
+        first = videos[:, 0].reshape(args.n, DRAWS, -1).astype(np.float32)  # of one prompt, draw beside draw
+        rows["diversity"].append(np.abs(first[:, :, None] - first[:, None]).mean() * DRAWS / (DRAWS - 1))
+        rows["Fréchet distance"].append(frechet_distance(real, features))
+    for what in found:
+        found[what].append(rows[what])
+names = ["greedy", "top-5", "top-50", "all codes"]
+shown = {what: np.array(found[what]) for what in found}  # (seeds, choices)
+plot("fig7", "top-k", "share of videos", {what: (choices, shown[what]) for what in ("as prompted", "in motion")}, log=True)
+result("fig7", "greedy decoding loses motion and diversity, sampling from all codes loses quality; top-k keeps both",
+       "greedy: stable and still; all codes: dynamic and poor; top-k between (pictures only)",
+       {f"{what}, {name}": shown[what][:, i] for what in shown for i, name in enumerate(names)},
+       better(shown["diversity"][:, 2], shown["diversity"][:, 0]))

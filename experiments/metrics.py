@@ -1,0 +1,172 @@
+"""The metrics of Section 4: Fréchet video distance, and how well a video matches its text.
+
+The field's instruments look through a pretrained network: FVD through I3D (16 frames at 224x224), CLIP score through
+ViT-L/14. Both are here, for whoever has the weights. The toy world has its own: a critic, a small 3D network trained to
+read the six attributes off 16 frames, whose features serve the Fréchet distance and whose probabilities say how well a
+video matches a prompt.
+
+    features (N, D) of real videos, (M, D) of generated ones -> frechet_distance
+    videos uint8 (B, T, H, W, 3)  -> critic_features / i3d_features (B, D), of the first 16 frames
+
+    python experiments/metrics.py --train             # the critic -> checkpoints/toy/critic.pt
+"""
+import argparse
+import os
+import sys
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from data import TOY, to_float, toy_attributes, toy_clip  # noqa: E402
+from sample import SHIPPED, load_checkpoint  # noqa: E402
+
+FRAMES = 16  # the field's length of a clip for FVD
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def frechet_distance(a, b):
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2), between the Gaussians fitted to features (N, D) and (M, D).
+
+    In float64 throughout. The trace of the root is the sum of the roots of the eigenvalues of S_a^1/2 S_b S_a^1/2, which
+    is symmetric. Raises ValueError for fewer than two rows or unequal D.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"Fréchet distance needs two sets of at least two features, not {a.shape} and {b.shape}")
+    s_a, s_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    values, vectors = np.linalg.eigh(s_a)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    mixed = np.sqrt(np.linalg.eigvalsh(root @ s_b @ root).clip(0)).sum()
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(s_a) + np.trace(s_b) - 2 * mixed)
+
+
+def in_batches(videos, network, size=16):
+    """network on the first 16 frames of videos uint8 (B, T, H, W, 3), a few at a time, results one after the other."""
+    if videos.shape[1] < FRAMES:
+        raise ValueError(f"videos of {videos.shape[1]} frames are too short: {FRAMES} are looked at")
+    with torch.inference_mode():
+        return torch.cat([network(torch.as_tensor(videos[i:i + size, :FRAMES])) for i in range(0, len(videos), size)])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the toy world's critic
+
+class Critic(nn.Module):
+    """video (B, 3, 16, 64, 64) in [-1, 1] -> features (B, 128), and by `heads` a logit for each value of each attribute."""
+
+    def __init__(self, dims=(16, 32, 64, 128)):
+        super().__init__()
+        self.body = nn.Sequential()
+        for i, (dim_in, dim) in enumerate(zip((3, *dims), dims)):
+            stride = (1 if i == 0 else 2, 2, 2)
+            self.body.extend([nn.Conv3d(dim_in, dim, 3, stride, padding=1), nn.GroupNorm(8, dim), nn.SiLU()])
+        self.heads = nn.ModuleDict({name: nn.Linear(dims[-1], len(values)) for name, values in TOY.items()})
+
+    def forward(self, video):
+        return self.body(video).mean((2, 3, 4))
+
+
+def critic(path=os.path.join(SHIPPED, "critic.pt")):
+    """The trained critic, float32 and in eval mode. Raises ValueError if there is none."""
+    network = Critic()
+    network.load_state_dict(load_checkpoint(path, "critic")["weights"])
+    return network.to(DEVICE).eval().requires_grad_(False)
+
+
+def critic_features(videos, network):
+    """videos uint8 (B, T, 64, 64, 3) -> features (B, 128) float64 of their first 16 frames."""
+    return in_batches(videos, lambda x: network(to_float(x).to(DEVICE)).cpu()).numpy().astype(np.float64)
+
+
+def text_match(videos, attributes, network):
+    """How sure the critic is of what the prompts asked for: videos uint8 (B, T, 64, 64, 3), a dict of attributes for each
+    -> the mean probability of the six asked values, float64 (B,)."""
+    features = torch.as_tensor(critic_features(videos, network), dtype=torch.float32, device=DEVICE)
+    asked = [network.heads[name](features).softmax(1).cpu().numpy()[np.arange(len(features)),
+             [values.index(a[name]) for a in attributes]] for name, values in TOY.items()]
+    return np.mean(asked, axis=0, dtype=np.float64)
+
+
+def train_critic(steps, batch_size=16, seed=0):
+    """A critic that has seen steps x batch_size clips of training and held-out triples alike -> (Critic, accuracy of each
+    attribute on 256 new clips)."""
+    torch.manual_seed(seed)
+    network = Critic().to(DEVICE)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+
+    def batch(*key, n):
+        rng = np.random.default_rng([seed, *key])
+        clips = [toy_clip(rng, FRAMES, toy_attributes(rng, held=rng.random() < 1 / 9)) for _ in range(n)]
+        video = to_float(np.stack([c[0] for c in clips])).to(DEVICE)
+        return video, {name: torch.tensor([v.index(c[2][name]) for c in clips], device=DEVICE) for name, v in TOY.items()}
+
+    for step in tqdm(range(steps), desc="critic"):
+        video, labels = batch(step, n=batch_size)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            features = network(video).float()
+        loss = sum(F.cross_entropy(network.heads[name](features), label) for name, label in labels.items())
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+    network.eval()
+    video, labels = batch(steps, 1, n=256)
+    with torch.no_grad():
+        features = network(video)
+    return network, {name: (network.heads[name](features).argmax(1) == label).float().mean().item()
+                     for name, label in labels.items()}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the field's instruments
+
+def i3d_features(videos, path):
+    """Features of FVD as the field computes it: `path` is the I3D torchscript that StyleGAN-V and others use; it resizes to
+    224x224 and rescales by itself. videos uint8 (B, T, H, W, 3) -> (B, 400) float64. ValueError if it cannot be read."""
+    try:
+        network = torch.jit.load(path, map_location=DEVICE).eval()
+    except (RuntimeError, ValueError, OSError) as e:
+        raise ValueError(f"{path} is no torchscript of I3D") from e
+    look = {"rescale": True, "resize": True, "return_features": True}
+    return in_batches(videos, lambda x: network(x.movedim(-1, 1).float().to(DEVICE), **look).cpu()).numpy().astype(np.float64)
+
+
+def clip_score(videos, captions, weights="openai/clip-vit-large-patch14"):
+    """100 x the cosine of CLIP's picture and text, no less than 0, averaged over the frames (CLIPSIM is a hundredth of it).
+
+    videos uint8 (B, T, H, W, 3), captions B strings, weights a name or folder of transformers -> float64 (B,). Raises
+    ValueError if the weights cannot be had."""
+    try:
+        from transformers import CLIPModel, CLIPProcessor
+        model, processor = (c.from_pretrained(weights) for c in (CLIPModel, CLIPProcessor))
+    except (ImportError, OSError) as e:
+        raise ValueError(f"CLIP score needs pip install transformers pillow, and the weights {weights}") from e
+    model, scores = model.to(DEVICE).eval(), []
+    for video, caption in zip(videos, captions):
+        inputs = processor(text=[caption], images=list(video), return_tensors="pt", padding=True, truncation=True).to(DEVICE)
+        with torch.inference_mode():
+            out = model(**inputs)
+        scores.append(100 * (out.image_embeds @ out.text_embeds.T).clamp(min=0).double().mean().item())
+    return np.array(scores)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--train", action="store_true", required=True, help="train the toy world's critic")
+    p.add_argument("--steps", type=int, default=1500)
+    p.add_argument("--out", default=os.path.join(SHIPPED, "critic.pt"))
+    args = p.parse_args()
+    network, accuracy = train_critic(args.steps)
+    weights = {k: v.bfloat16() for k, v in network.state_dict().items()}
+    torch.save({"kind": "critic", "weights": weights}, args.out)
+    print(f"{args.out}: " + ", ".join(f"{name} {share:.1%}" for name, share in accuracy.items()) + " right on 256 new clips")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        sys.exit(f"metrics.py: {e}")
