@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 
@@ -17,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from data import FPS, WORDINGS, toy_attributes, toy_clip  # noqa: E402
 from prompts import judge  # noqa: E402
-from sample import generate_batch, load  # noqa: E402
+from sample import generate_batch, load  # noqa: E402, F401
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BEGAN = time.time()
@@ -25,15 +26,13 @@ WINDOW = round(10 * FPS)  # frames of the ten seconds that a verdict looks at
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 95 %
 
 
-def arguments(doc, n, seconds=10):
-    """The flags of every script."""
+def arguments(doc, **numbers):
+    """The flags of every script: --seeds, and its own numbers with their defaults."""
     p = argparse.ArgumentParser(description=doc.split("\n\n")[0])
-    p.add_argument("--ckpt", help="checkpoint folder (default: the shipped toy weights)")
-    p.add_argument("--seeds", type=int, default=3, choices=range(2, 11), help="repetitions: other prompts, other draws")
-    p.add_argument("--n", type=int, default=n, help="prompts a seed")
-    p.add_argument("--seconds", type=float, default=seconds)
-    args = p.parse_args()
-    return args, load(args.ckpt, DEVICE)
+    p.add_argument("--seeds", type=int, default=3, choices=T95, help="repetitions: other prompts, draws, initial weights")
+    for name, value in numbers.items():
+        p.add_argument("--" + name, type=type(value), default=value)
+    return p.parse_args()
 
 
 def drawn(seed, n):
@@ -61,6 +60,21 @@ def drawn_videos(wanted, frames, seed):
 def right(videos, wanted):
     """Share of videos that show shape, size, colour, ground and axis of motion as asked, in their first ten seconds."""
     return float(np.mean([judge(v[:WINDOW], a)["first 10 s"] for v, a in zip(videos, wanted)]))
+
+
+def trained(run, stage, seed, steps, *flags):
+    """The folder experiments/runs/RUN, where train.py has finished a stage; what is there already is not done again, and
+    what was cut short goes on."""
+    out = os.path.join(ROOT, "experiments", "runs", run)
+    subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), "--stage", str(stage), "--out", out, "--resume", "--seed",
+                    str(seed), "--steps", str(steps), *map(str, flags)], check=True)
+    return out
+
+
+def logged(folder, stage):
+    """The lines of metrics.jsonl of one stage."""
+    with open(os.path.join(folder, "metrics.jsonl")) as f:
+        return [m for m in map(json.loads, f) if m["stage"] == stage]
 
 
 def interval(values):

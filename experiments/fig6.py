@@ -4,10 +4,11 @@
 """
 import numpy as np
 
-from common import WINDOW, arguments, better, caption, drawn, drawn_videos, plot, result, right, sampled
+from common import DEVICE, WINDOW, arguments, better, caption, drawn, drawn_videos, load, plot, result, right, sampled
 from metrics import critic, critic_features, frechet_distance
 
-args, world = arguments(__doc__, n=16, seconds=60)
+args = arguments(__doc__, n=16, seconds=60)
+world = load(None, DEVICE)
 looks = critic()
 shares, distances = {}, {}
 for how, reencode in (("re-encoded", True), ("old tokens", False)):

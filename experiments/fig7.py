@@ -4,14 +4,15 @@
 """
 import numpy as np
 
-from common import arguments, better, caption, drawn, drawn_videos, plot, result, right, sampled
+from common import DEVICE, arguments, better, caption, drawn, drawn_videos, load, plot, result, right, sampled
 from data import SPEEDS
 from metrics import critic, critic_features, frechet_distance
 from prompts import in_motion
 
 DRAWS = 4  # videos of each prompt, to see how they differ
 
-args, world = arguments(__doc__, n=8)
+args = arguments(__doc__, n=8, seconds=10)
+world = load(None, DEVICE)
 looks = critic()
 every_code = world[0].config.video_vocab
 choices = (1, 5, 50, every_code)

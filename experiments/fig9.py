@@ -4,13 +4,14 @@
 """
 import numpy as np
 
-from common import arguments, better, caption, drawn, plot, result, right, sampled
+from common import DEVICE, arguments, better, caption, drawn, load, plot, result, right, sampled
 
 SENTENCES = ["on {background}: a {size} {shape}, all {color}, that {speed} moves {motion}",
              "here {speed} moves {motion} a {color} {shape} of {size} size before a {background} background",
              "watch how a {size} {color} {shape} moves {motion} {speed}, over and over, on a {background} wall"]
 
-args, world = arguments(__doc__, n=24)
+args = arguments(__doc__, n=24, seconds=10)
+world = load(None, DEVICE)
 shares = []
 for seed in range(args.seeds):
     wanted = drawn(seed, args.n)

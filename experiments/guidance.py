@@ -4,12 +4,13 @@
 """
 import numpy as np
 
-from common import arguments, better, caption, drawn, drawn_videos, plot, result, right, sampled
+from common import DEVICE, arguments, better, caption, drawn, drawn_videos, load, plot, result, right, sampled
 from metrics import critic, critic_features, frechet_distance, text_match
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
 
-args, world = arguments(__doc__, n=24)
+args = arguments(__doc__, n=24, seconds=10)
+world = load(None, DEVICE)
 looks = critic()
 share, match, distance = [], [], []
 for seed in range(args.seeds):

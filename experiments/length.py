@@ -4,11 +4,12 @@
 """
 import numpy as np
 
-from common import FPS, WINDOW, arguments, better, caption, drawn, plot, result, right, sampled
+from common import DEVICE, FPS, WINDOW, arguments, better, caption, drawn, load, plot, result, right, sampled
 
 LENGTHS = (10, 30, 60, 120, 180, 240, 300)  # seconds
 
-args, world = arguments(__doc__, n=8, seconds=300)
+args = arguments(__doc__, n=8, seconds=300)
+world = load(None, DEVICE)
 lengths = [s for s in LENGTHS if s <= args.seconds]
 shares = []
 for seed in range(args.seeds):

@@ -11,6 +11,7 @@ video matches a prompt.
     python experiments/metrics.py --train             # the critic -> checkpoints/toy/critic.pt
 """
 import argparse
+import functools
 import os
 import sys
 
@@ -123,15 +124,29 @@ def train_critic(steps, batch_size=16, seed=0):
 # ---------------------------------------------------------------------------------------------------------------------
 # the field's instruments
 
+@functools.cache
+def i3d(path):
+    try:
+        return torch.jit.load(path, map_location=DEVICE).eval()
+    except (RuntimeError, ValueError, OSError) as e:
+        raise ValueError(f"{path} is no torchscript of I3D") from e
+
+
 def i3d_features(videos, path):
     """Features of FVD as the field computes it: `path` is the I3D torchscript that StyleGAN-V and others use; it resizes to
     224x224 and rescales by itself. videos uint8 (B, T, H, W, 3) -> (B, 400) float64. ValueError if it cannot be read."""
-    try:
-        network = torch.jit.load(path, map_location=DEVICE).eval()
-    except (RuntimeError, ValueError, OSError) as e:
-        raise ValueError(f"{path} is no torchscript of I3D") from e
+    network = i3d(path)
     look = {"rescale": True, "resize": True, "return_features": True}
     return in_batches(videos, lambda x: network(x.movedim(-1, 1).float().to(DEVICE), **look).cpu()).numpy().astype(np.float64)
+
+
+@functools.cache
+def clip(weights):
+    try:
+        from transformers import CLIPModel, CLIPProcessor
+        return CLIPModel.from_pretrained(weights).to(DEVICE).eval(), CLIPProcessor.from_pretrained(weights)
+    except (ImportError, OSError) as e:
+        raise ValueError(f"CLIP score needs pip install transformers pillow, and the weights {weights}") from e
 
 
 def clip_score(videos, captions, weights="openai/clip-vit-large-patch14"):
@@ -139,12 +154,7 @@ def clip_score(videos, captions, weights="openai/clip-vit-large-patch14"):
 
     videos uint8 (B, T, H, W, 3), captions B strings, weights a name or folder of transformers -> float64 (B,). Raises
     ValueError if the weights cannot be had."""
-    try:
-        from transformers import CLIPModel, CLIPProcessor
-        model, processor = (c.from_pretrained(weights) for c in (CLIPModel, CLIPProcessor))
-    except (ImportError, OSError) as e:
-        raise ValueError(f"CLIP score needs pip install transformers pillow, and the weights {weights}") from e
-    model, scores = model.to(DEVICE).eval(), []
+    (model, processor), scores = clip(weights), []
     for video, caption in zip(videos, captions):
         inputs = processor(text=[caption], images=list(video), return_tensors="pt", padding=True, truncation=True).to(DEVICE)
         with torch.inference_mode():

@@ -1,11 +1,13 @@
 """The metrics of Section 4 against cases whose answer is known."""
 import json
 
+import imageio.v3
 import numpy as np
 import pytest
 import torch
 
 import metrics
+from conftest import run
 from data import toy_attributes, toy_clip
 
 
@@ -61,6 +63,22 @@ def test_text_match_knows_the_wrong_caption(world):
     assert wrong.mean() < 0.6
     slower = [a | {"speed": "quickly" if a["speed"] == "slowly" else "slowly"} for a in attributes]
     assert (right - metrics.text_match(videos, slower, network)).mean() > 0.1  # a sixth of the score
+
+
+def test_benchmark_of_real_videos(tmp_path, world, tiny):
+    videos, attributes, _ = world
+    torch.jit.script(FakeI3D()).save(str(tmp_path / "i3d.pt"))
+    rng = np.random.default_rng(0)
+    for i, seconds in enumerate([8, 6, 4, 1]):
+        video, caption, _ = toy_clip(rng, round(6.5 * seconds))
+        imageio.v3.imwrite(tmp_path / f"{i}.mp4", video, fps=6.5, plugin="pyav", codec="libx264")
+        (tmp_path / f"{i}.txt").write_text(caption)
+    (tmp_path / "broken.mp4").write_text("no video")
+    common = ["--input", tmp_path, "--i3d", tmp_path / "i3d.pt", "--clip", "none", "--ckpt", tiny]
+    found = json.loads(run("experiments/benchmark.py", *common, "--seconds", 2.5).stdout)
+    assert found["videos"] == 3 and found["passed over"] == 2 and found["FVD"] > 1
+    assert json.loads(run("experiments/benchmark.py", *common, "--longest", 2, "--seconds", 5).stdout)["videos"] == 2
+    assert "16 frames" in run("experiments/benchmark.py", *common, "--seconds", 1, ok=False).stderr
 
 
 class FakeI3D(torch.nn.Module):
