@@ -37,9 +37,8 @@ def test_the_analyser_sees_what_is_wrong():
         if name != "speed":
             other = attributes | {name: next(v for v in values if v != attributes[name])}
             assert not judge(video, other)["first 10 s"], name
-    frozen, jumping = video.copy(), video.copy()
+    frozen, jumping = video.copy(), np.delete(video, range(200, 206), 0)
     frozen[200:215] = video[200]
-    jumping[200:] = video[200:][::-1]
     assert not judge(frozen, attributes)["in motion"] and not judge(jumping, attributes)["in motion"]
     two = np.maximum(video, toy_clip(np.random.default_rng(4), 390)[0])
     assert not judge(two, attributes)["first 10 s"]
