@@ -68,7 +68,7 @@ class ModelConfig:
 PRESETS = {
     "toy": ModelConfig(dim=128, n_layers=8, n_heads=4, ffn_dim=344, text_vocab=256, video_vocab=384, text_len=96,
                        text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", rope_theta=100.0,
-                       cfg_scale=1.0),  # 1.8 M
+                       cfg_scale=1.5),  # 1.7 M
     "700m": ModelConfig(),  # 0.69 B parameters
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),  # 2.96 B
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),  # 6.81 B

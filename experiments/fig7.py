@@ -5,9 +5,8 @@
 import numpy as np
 
 from common import DEVICE, arguments, better, caption, drawn, drawn_videos, load, plot, result, right, sampled
-from data import SPEEDS
 from metrics import critic, critic_features, frechet_distance
-from prompts import in_motion
+from prompts import in_motion, speed
 
 DRAWS = 4  # videos of each prompt, to see how they differ
 
@@ -25,7 +24,7 @@ for seed in range(args.seeds):
         videos = sampled(world, [caption(a) for a in wanted], args.seconds, seed, top_k=top_k)
         features = critic_features(videos, looks)
         rows["as prompted"].append(right(videos, wanted))
-        rows["in motion"].append(np.mean([in_motion(v, SPEEDS[a["speed"]]) for v, a in zip(videos, wanted)]))
+        rows["in motion"].append(np.mean([in_motion(v, speed(a)) for v, a in zip(videos, wanted)]))
         first = videos[:, 0].reshape(args.n, DRAWS, -1).astype(np.float32)  # of one prompt, draw beside draw
         rows["diversity"].append(np.abs(first[:, :, None] - first[:, None]).mean() * DRAWS / (DRAWS - 1))
         rows["Fréchet distance"].append(frechet_distance(real, features))

@@ -75,6 +75,11 @@ def analyse(video):
     return found
 
 
+def speed(attributes):
+    """Pixels a frame, along the way the object goes."""
+    return SPEEDS[attributes["speed"]] * (2 ** 0.5 if attributes["motion"] == "diagonally" else 1)
+
+
 def in_motion(video, speed):
     """True if one object moves through the whole video (T, H, W, 3) without a jump of over three times its speed
     (pixels a frame) between two frames and without a standstill of over a second (a quarter of the way it should make)."""
@@ -102,7 +107,7 @@ def judge(video, attributes):
     verdict = {name: first[name] == attributes[name] for name in ("shape", "size", "color", "background", "motion")}
     return verdict | {"first 10 s": all(verdict.values()),
                       "last 10 s": all(last[name] == attributes[name] for name in ("shape", "color", "background")),
-                      "in motion": in_motion(video, SPEEDS[attributes["speed"]])}
+                      "in motion": in_motion(video, speed(attributes))}
 
 
 def main():
