@@ -166,7 +166,7 @@ def clip_score(videos, captions, weights="openai/clip-vit-large-patch14"):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--train", action="store_true", required=True, help="train the toy world's critic")
-    p.add_argument("--steps", type=int, default=1500)
+    p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--out", default=os.path.join(SHIPPED, "critic.pt"))
     args = p.parse_args()
     network, accuracy = train_critic(args.steps)

@@ -29,7 +29,7 @@ def test_frechet_distance_of_known_gaussians():
 
 @pytest.fixture(scope="module")
 def world():
-    """64 + 64 clips of 16 frames, their attributes, and the shipped critic."""
+    """128 clips of 16 frames, their attributes, and the shipped critic."""
     rng = np.random.default_rng(3)
     clips = [toy_clip(rng, 16, toy_attributes(rng)) for _ in range(128)]
     return np.stack([c[0] for c in clips]), [c[2] for c in clips], metrics.critic()
@@ -38,10 +38,10 @@ def world():
 @pytest.mark.parametrize("damage", ["noise", "blur", "shuffle"])
 def test_distance_rises_with_damage(world, damage):
     videos, _, network = world
-    real = metrics.critic_features(videos[:64], network)
+    real = metrics.critic_features(videos, network)
     rng, distances = np.random.default_rng(0), []
     for strength in (0, 1, 2, 3):
-        fake = videos[64:].astype(np.float32)
+        fake = videos.astype(np.float32)
         if damage == "noise":
             fake = np.clip(fake + 15 * strength * rng.normal(size=fake.shape), 0, 255)
         for _ in range(2 * strength if damage == "blur" else 0):
@@ -52,7 +52,7 @@ def test_distance_rises_with_damage(world, damage):
                 some = rng.permutation(16)[:5 * strength]
                 clip[np.sort(some)] = clip[some]
         distances.append(metrics.frechet_distance(real, metrics.critic_features(fake.astype(np.uint8), network)))
-    assert distances == sorted(distances) and distances[3] > 1.5 * distances[0]
+    assert abs(distances[0]) < 1e-6 and all(np.diff(distances) > 0.1)
 
 
 def test_text_match_knows_the_wrong_caption(world):
