@@ -233,7 +233,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
         if context is None:
             known = torch.empty(len(prompts), 0, h, w, dtype=torch.int64, device=device)
         elif reencode or tokens is None:
-            known = tokenizer.encode(to_float(context).to(device))  # 2 latent frames
+            with torch.autocast(device.type, torch.bfloat16):  # as the model's training clips were encoded
+                known = tokenizer.encode(to_float(context).to(device))  # 2 latent frames
         else:
             known = tokens[:, -2:]
         codes = generate_tokens(model, torch.cat([prefix, known.flatten(1) + config.text_vocab], 1), new_latents * h * w,
