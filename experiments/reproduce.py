@@ -1,4 +1,4 @@
-"""Every figure and table of Section 4 that fits an hour, and the README's table of them.
+"""Every figure and table of Section 4 that the toy world can show, and the README's table of them.
 
     python experiments/reproduce.py               # all, one after the other
     python experiments/reproduce.py --only fig6
