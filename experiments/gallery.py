@@ -5,9 +5,9 @@
 import os
 import sys
 
-import imageio.v2
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import FPS  # noqa: E402
@@ -23,6 +23,7 @@ if __name__ == "__main__":
     clips = generate_batch(*load(None, device), PROMPTS, seconds=60, seeds=range(len(PROMPTS)))
     videos = np.concatenate(list(clips), axis=1).repeat(2, 2).repeat(2, 3)  # (B, T, H, W, 3)
     videos[:, :, :, -2:] = 255  # a line between neighbours
-    with imageio.v2.get_writer(sys.argv[1], mode="I", duration=250 / FPS, loop=0) as writer:
-        for frames in videos.swapaxes(0, 1):
-            writer.append_data(np.concatenate(frames, axis=1))
+    pictures = [Image.fromarray(np.concatenate(frames, axis=1)) for frames in videos.swapaxes(0, 1)]
+    palette = pictures[0].quantize(64)  # one for all frames, and no dither, keep the file small
+    first, *others = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+    first.save(sys.argv[1], save_all=True, append_images=others, duration=250 / FPS, loop=0)
