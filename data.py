@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import csv
 import ctypes
+import functools
 import io
 import itertools
 import json
@@ -30,6 +31,7 @@ import tarfile
 import warnings
 from collections import Counter, deque
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -164,10 +166,8 @@ def frames_at(container, fps):
 
 @contextlib.contextmanager
 def film(file, fps):
-    """`frames_at` of a video file, a path or a binary file, and what shrinks them. Raises ValueError if it is no readable
-    video."""
+    """`frames_at` of a video file, a path or a binary file. Raises ValueError if it is no readable video."""
     import av
-    from av.video.reformatter import VideoReformatter
     try:
         with av.open(file) as container:
             if container.format.name.endswith("_pipe"):
@@ -175,7 +175,7 @@ def film(file, fps):
             stream = container.streams.video[0]
             if stream.width * stream.height > LARGEST:
                 raise ValueError(f"{stream.width}x{stream.height} pixels are too many")
-            yield frames_at(container, fps), VideoReformatter()
+            yield frames_at(container, fps)
     except (av.FFmpegError, OSError, IndexError, TypeError, ValueError, MemoryError) as e:
         reason = "no video in it" if isinstance(e, IndexError) else str(e).partition(":")[0]
         raise ValueError(f"not a readable video ({reason})") from e
@@ -188,8 +188,8 @@ def read_clips(file, n_frames, fps=FPS, size=128, count=1):
     longest of LENGTHS that fits. Raises ValueError if the file is no readable video.
     """
     clips = []
-    with film(file, fps) as (frames, scaler):
-        while len(clips) < count and (clip := [square(f, size, scaler) for f in itertools.islice(frames, n_frames)]):
+    with film(file, fps) as frames:
+        while len(clips) < count and (clip := [square(f, size) for f in itertools.islice(frames, n_frames)]):
             if len(clip) < n_frames and clips:
                 break
             clips.append(np.stack(clip[:next(n for n in (n_frames, *LENGTHS) if n <= len(clip))]))
@@ -202,9 +202,9 @@ def read_clip(path, n_frames, fps=FPS, size=128, last=False):
     """The first `n_frames` of a video file at `fps`, or its last: uint8 (n_frames, size, size, 3). Raises ValueError if
     there are fewer, or the file is no readable video."""
     try:
-        with film(str(path), fps) as (frames, scaler):
+        with film(str(path), fps) as frames:
             frames = deque(frames, n_frames) if last else itertools.islice(frames, n_frames)
-            clip = [square(f, size, scaler) for f in frames]
+            clip = [square(f, size) for f in frames]
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
     if len(clip) < n_frames:
@@ -220,14 +220,25 @@ def shorter_side(picture):
     return side
 
 
-def square(frame, size, scaler):
-    """A pyav frame, turned as it is meant to be seen, shrunk by libswscale and cropped to its centre: uint8 (size, size, 3)."""
-    side = shorter_side(frame)
-    width, height = (round(n * size / side) for n in (frame.width, frame.height))
-    way = "AREA" if side > size else "BICUBIC"  # the mean of the pixels that become one: smooth, and half the work
-    picture = scaler.reformat(frame, width, height, "rgb24", interpolation=way).to_ndarray()
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.rot90(picture[top:top + size, left:left + size], round(frame.rotation / 90))
+@functools.lru_cache(maxsize=8)
+def shrinker(width, height, pixels, size):
+    """A chain of ffmpeg's filters that crops such frames (pixels: the name of a format) to the square at their centre and
+    shrinks it to size x size in RGB. Cropping first is half the work."""
+    from av.filter import Graph
+    side, chain = min(width, height), Graph()
+    way = "area" if side > size else "bicubic"  # the mean of the pixels that become one: smooth and fast
+    chain.link_nodes(chain.add_buffer(width=width, height=height, format=pixels, time_base=Fraction(1, 1000)),
+                     chain.add("crop", f"{side}:{side}:exact=1"), chain.add("scale", f"{size}:{size}:flags={way}"),
+                     chain.add("format", "rgb24"), chain.add("buffersink")).configure()
+    return chain
+
+
+def square(frame, size):
+    """A pyav frame, cropped and shrunk, and turned as it is meant to be seen: uint8 (size, size, 3)."""
+    shorter_side(frame)
+    chain = shrinker(frame.width, frame.height, frame.format.name, size)
+    chain.push(frame)
+    return np.rot90(chain.pull().to_ndarray(), round(frame.rotation / 90))
 
 
 def read_image(file, size):
