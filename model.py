@@ -45,6 +45,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     cfg_scale: float = 7.5  # default guidance when sampling (Sec. 4.1)
+    temperature: float = 1.0  # and default temperature
 
     @property
     def vocab_size(self):
@@ -68,7 +69,7 @@ class ModelConfig:
 PRESETS = {
     "toy": ModelConfig(dim=128, n_layers=8, n_heads=4, ffn_dim=344, text_vocab=256, video_vocab=384, text_len=96,
                        text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", rope_theta=100.0,
-                       cfg_scale=1.5),  # 1.7 M
+                       cfg_scale=1.5, temperature=0.7),  # 1.7 M
     "700m": ModelConfig(),  # 0.69 B parameters
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),  # 2.96 B
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),  # 6.81 B

@@ -202,17 +202,17 @@ def memory(model, rows, cfg_scale):
 # ---------------------------------------------------------------------------------------------------------------------
 # video
 
-def generate(model, tokenizer, text, prompt, seconds=10, cfg_scale=None, top_k=50, temperature=1.0, seed=0,
+def generate(model, tokenizer, text, prompt, seconds=10, cfg_scale=None, top_k=50, temperature=None, seed=0,
              reencode=True, **how):
     """Yield the new frames of one video clip by clip, uint8 (T, H, W, 3): 65, then 60 at a time, the last clip cut so
-    that the total is round(6.5 * seconds). cfg_scale None is the preset's default. See `generate_batch`."""
+    that the total is round(6.5 * seconds). cfg_scale, temperature: None is the preset's. See `generate_batch`."""
     for clips in generate_batch(model, tokenizer, text, [prompt], seconds, cfg_scale, top_k, temperature, [seed],
                                 reencode, **how):
         yield clips[0]
 
 
 @torch.inference_mode()
-def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, top_k=50, temperature=1.0, seeds=(0,),
+def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, top_k=50, temperature=None, seeds=(0,),
                    reencode=True, start=None, on_token=lambda: None, compiled=False):
     """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3). seeds: one a prompt.
 
@@ -225,6 +225,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
     config, device = model.config, model.lm_head.weight.device
     longest, h, w = config.latent_shape
     cfg_scale = config.cfg_scale if cfg_scale is None else cfg_scale
+    temperature = temperature or config.temperature
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     context = None if start is None else np.stack([start] * len(prompts))  # the last 5 frames, (B, 5, H, W, 3)
     tokens, cache, clips = None, memory(model, len(prompts), cfg_scale), plan(seconds, longest, start is not None)
@@ -435,7 +436,7 @@ def settings():
     p.add_argument("--out", default="sample.mp4", help=".mp4 or .gif, or - for an mp4 on the standard output")
     p.add_argument("--cfg-scale", type=float, help="guidance (default: the preset's; 1 is none)")
     p.add_argument("--top-k", type=int, default=50)
-    p.add_argument("--temperature", type=float, default=1.0)
+    p.add_argument("--temperature", type=float, help="(default: the preset's; 1 in the paper)")
     p.add_argument("--seed", type=int, default=0, help="of the first video; the next one's is one more")
     p.add_argument("--no-reencode", action="store_true", help="extend from the old tokens (Fig. 6's comparison)")
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
@@ -449,8 +450,10 @@ def settings():
                             "lllyasviel/control_v11f1e_sd15_tile"])
     p.add_argument("--diffusion-steps", type=int, default=25, help="of --upscale and --refine")
     args = p.parse_args()
-    if min(args.top_k, args.num_samples, args.batch_size, args.diffusion_steps) < 1 or not args.temperature > 0:
-        raise ValueError("--top-k, --num-samples, --batch-size and --diffusion-steps must be at least 1, --temperature above 0")
+    if min(args.top_k, args.num_samples, args.batch_size, args.diffusion_steps) < 1:
+        raise ValueError("--top-k, --num-samples, --batch-size and --diffusion-steps must be at least 1")
+    if args.temperature is not None and not args.temperature > 0:
+        raise ValueError("--temperature must be above 0")
     if not 0 < args.seconds < float("inf"):
         raise ValueError(f"--seconds must be a positive number, not {args.seconds}")
     if args.prompts:

@@ -118,7 +118,7 @@ def main():
     p.add_argument("--batch-size", type=int, default=50)
     p.add_argument("--cfg-scale", type=float)
     p.add_argument("--top-k", type=int, default=50)
-    p.add_argument("--temperature", type=float, default=1.0)
+    p.add_argument("--temperature", type=float)
     p.add_argument("--no-reencode", action="store_true")
     p.add_argument("--out", help="write the numbers here as JSON")
     p.add_argument("--keep", help="write the videos here, as .npy")

@@ -51,6 +51,7 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "positive" in fails("sample.py", *ask, "--seconds", -1)
     assert "not even one frame" in fails("sample.py", *ask, "--seconds", 0.01)
     assert "top-k" in fails("sample.py", *ask, "--top-k", 0)
+    assert "temperature" in fails("sample.py", *ask, "--temperature", 0)
     assert "cannot write" in fails("sample.py", *ask, "--out", tmp_path / "no" / "a.mp4")
     assert "must end in" in fails("sample.py", *ask, "--out", tmp_path / "a.png")
     for name in ("tokenizer.pt", "stage3.pt"):
