@@ -73,8 +73,9 @@ def frames_in(video):
 def test_an_interrupt_or_a_crash_leaves_a_video_that_plays(tiny, tmp_path):
     """Ctrl-C keeps what was made under the name asked for; after SIGKILL it is in the growing NAME.part.mp4."""
     for stop, name in ((signal.SIGINT, "a.mp4"), (signal.SIGKILL, "a.part.mp4")):
-        sampler = subprocess.Popen(command("sample.py", "--ckpt", tiny, "--prompt", PROMPT, "--seconds", 6000,
-                                           "--out", tmp_path / "a.mp4"), stderr=subprocess.DEVNULL)
+        sampler = subprocess.Popen(command("sample.py", "--ckpt", tiny, "--prompt", PROMPT, "--seconds", 600,
+                                           "--out", tmp_path / "a.mp4"), stderr=subprocess.DEVNULL,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # nohup's children ignore it
         size = []
         while len(size) < 600 and not (size[-3:].count(size[-1]) == 3 and size[-1] > 5000 if size else False):
             time.sleep(0.1)  # until a clip is written
@@ -101,7 +102,8 @@ def test_many_prompts_many_samples(tiny, tmp_path):
     assert [v.name for v in videos] == [f"v-00{i}.mp4" for i in range(4)]
     run("sample.py", "--ckpt", tiny, "--prompt", "a large one", "--seconds", 1, "--seed", 5, "--out", tmp_path / "w.mp4")
     videos = [imageio.v3.imread(v) for v in (*videos, tmp_path / "w.mp4")]
-    assert (videos[2] == videos[4]).all() and not (videos[0] == videos[1]).all()
+    twin, other = (np.abs(videos[i].astype(int) - videos[j]).max() for i, j in ((2, 4), (0, 1)))
+    assert twin < 8 and other > 8  # the same tokens; decoded three at a time, pixels are rounded otherwise, and mp4 adds to it
     assert "one video only" in fails("sample.py", "--ckpt", tiny, "--prompt", "a", "--num-samples", 2, "--out", "-")
     assert "--prompt is needed" in fails("sample.py", "--ckpt", tiny)
     assert "inside the video" in fails("sample.py", "--ckpt", tiny, "--prompt", "a", "--at", 20, "b")
