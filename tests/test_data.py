@@ -183,7 +183,7 @@ def test_a_folder_of_anything(tiny, tmp_path, corpus):
     for job in (1, 0):
         run(*args, "--out", tmp_path / "jobs", "--shard", f"{job}/2")
     assert encoded(tmp_path / "jobs") == encoded(tmp_path / "out")
-    for wait in (4, 5):
+    for wait in (3, 4):
         process = subprocess.Popen(command(*args, "--out", tmp_path / "killed"), stderr=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, start_new_session=True)
         time.sleep(wait)
