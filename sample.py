@@ -225,7 +225,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
     config, device = model.config, model.lm_head.weight.device
     longest, h, w = config.latent_shape
     cfg_scale = config.cfg_scale if cfg_scale is None else cfg_scale
-    temperature = temperature or config.temperature
+    temperature = config.temperature if temperature is None else temperature
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     context = None if start is None else np.stack([start] * len(prompts))  # the last 5 frames, (B, 5, H, W, 3)
     tokens, cache, clips = None, memory(model, len(prompts), cfg_scale), plan(seconds, longest, start is not None)
@@ -241,7 +241,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
         codes = generate_tokens(model, torch.cat([prefix, known.flatten(1) + config.text_vocab], 1), new_latents * h * w,
                                 cfg_scale, top_k, temperature, generators, on_token, compiled, cache)
         tokens = torch.cat([known, codes.view(len(prompts), -1, h, w)], 1)  # (B, t, h, w)
-        clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(4)])  # (B, T, H, W, 3)
+        # one at a time: decoded together, videos would round a pixel otherwise than alone
+        clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])  # (B, T, H, W, 3)
         fresh = clip if context is None else clip[:, CONTEXT_FRAMES:]
         context = clip[:, -CONTEXT_FRAMES:]
         yield fresh[:, :new_frames]

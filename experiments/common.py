@@ -45,10 +45,11 @@ def caption(attributes):
     return WORDINGS[0].format(**attributes)
 
 
-def sampled(world, captions, seconds, seed, cfg_scale=None, top_k=50, temperature=None, reencode=True):
+def sampled(world, captions, seconds, seed, cfg_scale=None, top_k=50, reencode=True):
     """A video of each caption: uint8 (B, T, 64, 64, 3)."""
     seeds = range(1000 * seed, 1000 * seed + len(captions))
-    return np.concatenate(list(generate_batch(*world, captions, seconds, cfg_scale, top_k, temperature, seeds, reencode)), 1)
+    clips = generate_batch(*world, captions, seconds, cfg_scale, top_k, seeds=seeds, reencode=reencode)
+    return np.concatenate(list(clips), axis=1)
 
 
 def drawn_videos(wanted, frames, seed):

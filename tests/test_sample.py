@@ -102,8 +102,7 @@ def test_many_prompts_many_samples(tiny, tmp_path):
     assert [v.name for v in videos] == [f"v-00{i}.mp4" for i in range(4)]
     run("sample.py", "--ckpt", tiny, "--prompt", "a large one", "--seconds", 1, "--seed", 5, "--out", tmp_path / "w.mp4")
     videos = [imageio.v3.imread(v) for v in (*videos, tmp_path / "w.mp4")]
-    twin, other = (np.abs(videos[i].astype(int) - videos[j]).max() for i, j in ((2, 4), (0, 1)))
-    assert twin < 8 and other > 8  # the same tokens; decoded three at a time, pixels are rounded otherwise, and mp4 adds to it
+    assert (videos[2] == videos[4]).all() and not (videos[0] == videos[1]).all()
     assert "one video only" in fails("sample.py", "--ckpt", tiny, "--prompt", "a", "--num-samples", 2, "--out", "-")
     assert "--prompt is needed" in fails("sample.py", "--ckpt", tiny)
     assert "inside the video" in fails("sample.py", "--ckpt", tiny, "--prompt", "a", "--at", 20, "b")
