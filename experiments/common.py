@@ -26,29 +26,29 @@ WINDOW = round(10 * FPS)  # frames of the ten seconds that a verdict looks at
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 95 %
 
 
-def arguments(doc, **numbers):
+def arguments(doc, seeds=3, **numbers):
     """The flags of every script: --seeds, and its own numbers with their defaults."""
     p = argparse.ArgumentParser(description=doc.split("\n\n")[0])
-    p.add_argument("--seeds", type=int, default=3, choices=T95, help="repetitions: other prompts, draws, initial weights")
+    p.add_argument("--seeds", type=int, default=seeds, choices=T95, help="repetitions: other prompts, draws, initial weights")
     for name, value in numbers.items():
         p.add_argument("--" + name, type=type(value), default=value)
     return p.parse_args()
 
 
-def drawn(seed, n):
-    """n objects of training triples, other ones for every seed."""
+def drawn(seed, n, held=False):
+    """n objects of training triples, or of held-out ones; others for every seed."""
     rng = np.random.default_rng([4, seed])
-    return [toy_attributes(rng) for _ in range(n)]
+    return [toy_attributes(rng, held) for _ in range(n)]
 
 
 def caption(attributes):
     return WORDINGS[0].format(**attributes)
 
 
-def sampled(world, captions, seconds, seed, cfg_scale=None, top_k=50, reencode=True):
+def sampled(world, captions, seconds, seed, cfg_scale=None, top_k=50, temperature=None, reencode=True):
     """A video of each caption: uint8 (B, T, 64, 64, 3)."""
     seeds = range(1000 * seed, 1000 * seed + len(captions))
-    clips = generate_batch(*world, captions, seconds, cfg_scale, top_k, seeds=seeds, reencode=reencode)
+    clips = generate_batch(*world, captions, seconds, cfg_scale, top_k, temperature, seeds, reencode)
     return np.concatenate(list(clips), axis=1)
 
 

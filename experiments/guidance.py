@@ -1,5 +1,7 @@
 """The guidance scale (Sec. 4.1: 7.5): do videos follow their prompts better?
 
+Asked of triples of shape, colour and motion that training never showed: the others are followed at any scale.
+
     python experiments/guidance.py
 """
 import numpy as np
@@ -14,7 +16,7 @@ world = load(None, DEVICE)
 looks = critic()
 share, match, distance = [], [], []
 for seed in range(args.seeds):
-    wanted = drawn(seed, args.n)
+    wanted = drawn(seed, args.n, held=True)
     real = critic_features(drawn_videos(wanted * 4, 16, seed), looks)
     videos = [sampled(world, [caption(a) for a in wanted], args.seconds, seed, cfg_scale=scale) for scale in SCALES]
     share.append([right(v, wanted) for v in videos])
