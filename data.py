@@ -25,6 +25,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import tarfile
@@ -147,21 +148,39 @@ VIDEOS, IMAGES = {"mp4", "webm", "mov", "mkv", "avi", "gif"}, {"png", "jpg", "jp
 LARGEST = 100_000_000  # pixels of a video's picture; more is a decompression bomb (Pillow has its own limit for images)
 
 
+def with_next(packets, reach=16):
+    """Packets in the order of the file -> (packet, when the next picture after its own comes on screen, in ticks, or None if
+    unknown). reach: so many places a picture can be stored off its turn, no more than 16 in H.264 and HEVC."""
+    near = deque([None] * reach, 2 * reach + 1)
+    for packet in itertools.chain(packets, [None] * reach):
+        near.append(packet)
+        if len(near) == near.maxlen:
+            packet = near[reach]
+            known = [p.pts for p in near if p is not None and p.pts is not None]
+            yield packet, None if packet.pts is None else min((t for t in known if t > packet.pts), default=None)
+
+
 def frames_at(container, fps):
     """The picture on screen at 0, 1/fps, 2/fps ... seconds of an opened pyav container, by the frames' timestamps: any
     constant or variable rate comes out right. Yields pyav frames."""
     stream = container.streams.video[0]
-    shown, start, end, i = None, None, 0.0, 0
-    for frame in container.decode(stream):
-        start = frame.time if start is None else start
-        # every instant before this frame's own still shows the one before it (1 ms of slack for rounding)
-        while shown is not None and i / fps < frame.time - start - 1e-3:
-            yield shown
-            i += 1
-        shown, end = frame, frame.time - start + 1 / float(stream.average_rate or fps)
-    while shown is not None and i / fps < end - 1e-3:  # the last picture stays on screen to the end of the file
+    tick, shown, start, end, done = float(stream.time_base), None, None, 0.0, 0
+
+    def instants(time):
+        """How many of them come before this time (1 ms of slack for rounding)."""
+        return math.ceil((time - start - 1e-3) * fps)
+
+    for packet, following in with_next(container.demux(stream)):
+        # a picture that no instant sees is not decoded, unless others are built on it
+        unseen = None not in (start, following) and instants(packet.pts * tick) == instants(following * tick)
+        stream.codec_context.skip_frame = "NONREF" if unseen else "DEFAULT"
+        for frame in packet.decode():
+            start = frame.time if start is None else start
+            for done in range(done + 1, instants(frame.time) + 1):  # these still see the picture before it
+                yield shown
+            shown, end = frame, frame.time - start + 1 / float(stream.average_rate or fps)
+    for _ in range(done, instants(start + end) if shown else 0):  # the last one stays on screen to the end of the file
         yield shown
-        i += 1
 
 
 @contextlib.contextmanager
