@@ -154,11 +154,12 @@ def next_codes(model, tokens, cache, cfg_scale, temperature, noise):
 
 @functools.cache
 def compiled_next_codes():
-    """One step as one graph, which a GPU replays without a launch of its own for each kernel, and for which a CPU lays
-    the weights out anew (freezing)."""
+    """One step as one graph, which a GPU replays without a launch of its own for each kernel; on a CPU it is one
+    C++ function, with the weights laid out anew (freezing)."""
     torch._dynamo.config.recompile_limit = 64  # four spans of the cache for each number of rows
-    torch._inductor.config.freezing = not torch.cuda.is_available()
-    return torch.compile(next_codes, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    gpu = torch.cuda.is_available()
+    torch._inductor.config.freezing = torch._inductor.config.cpp_wrapper = not gpu
+    return torch.compile(next_codes, fullgraph=True, dynamic=False, mode="reduce-overhead" if gpu else "default")
 
 
 @torch.inference_mode()
