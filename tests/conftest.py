@@ -1,9 +1,12 @@
 """What the tests share: the repository root on the path, seeded randomness, and a tiny run of all four stages."""
+import contextlib
+import io
 import json
 import os
 import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -28,12 +31,24 @@ def command(script, *args, ranks=0):
     return [sys.executable, *launch, os.path.join(ROOT, script), *map(str, args)]
 
 
-def run(script, *args, ranks=0, ok=True):
-    """Run one of the five files as a user does. Returns the finished process; asserts its exit status."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(script, *args, ranks=ranks), capture_output=True, text=True, env=env, timeout=240)
-    assert (done.returncode == 0) == ok, done.stderr[-3000:]
-    return done
+def run(script, *args, ranks=None, ok=True):
+    """Run one of the five files as a user does -> what it wrote, as .stdout and .stderr; asserts its exit status.
+
+    In this process, which spares it the imports; with ranks in a process of its own (0) or in that many (torchrun)."""
+    if ranks is not None:
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command(script, *args, ranks=ranks), capture_output=True, text=True, env=env, timeout=240)
+        assert (done.returncode == 0) == ok, done.stderr[-3000:]
+        return done
+    done, threads = SimpleNamespace(stdout=io.StringIO(), stderr=io.StringIO()), torch.get_num_threads()
+    torch.set_num_threads(1)  # as above, for the same sums
+    try:
+        with mock.patch.object(sys, "argv", [script, *map(str, args)]), contextlib.redirect_stdout(done.stdout), \
+                contextlib.redirect_stderr(done.stderr):
+            runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    return SimpleNamespace(stdout=done.stdout.getvalue(), stderr=done.stderr.getvalue())
 
 
 def fails(script, *args):

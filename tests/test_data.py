@@ -162,7 +162,7 @@ def corpus(tmp_path_factory):
 def test_a_folder_of_anything(tiny, tmp_path, corpus):
     folder, good, bad = corpus
     args = ["data.py", "--source", "folder", "--input", folder, "--ckpt", tiny, "--batch-size", 2, "--part", 7]
-    done = run(*args, "--out", tmp_path / "out")
+    done = run(*args, "--out", tmp_path / "out", ranks=0)
     reasons = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert len(reasons) == bad and all(r["file"] and r["reason"] for r in reasons), reasons
     assert f"{bad} skipped" in done.stdout
@@ -183,10 +183,12 @@ def test_a_folder_of_anything(tiny, tmp_path, corpus):
     for job in (1, 0):
         run(*args, "--out", tmp_path / "jobs", "--shard", f"{job}/2")
     assert encoded(tmp_path / "jobs") == encoded(tmp_path / "out")
-    for wait in (3, 4):
+    for parts in (1, 2):
         process = subprocess.Popen(command(*args, "--out", tmp_path / "killed"), stderr=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(wait)
+        while len(list((tmp_path / "killed").glob("00*.json"))) < parts and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None, "finished before it was killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     run(*args, "--out", tmp_path / "killed")

@@ -77,7 +77,7 @@ def test_data_parallel_and_fsdp_follow_one_process(tiny, tmp_path):
     """The same 20 steps on one process, on two DDP ranks, on two and one FSDP ranks; activations kept or not."""
     args = ["--stage", 3, "--steps", 20, "--batch-size", 2, "--save-every", 10, *TINY]
     expected = None
-    for name, ranks, flags in (("one", 0, ["--micro-batch", 1]), ("ddp", 2, []), ("fsdp", 2, ["--fsdp"]),
+    for name, ranks, flags in (("one", None, ["--micro-batch", 1]), ("ddp", 2, []), ("fsdp", 2, ["--fsdp"]),
                                ("fsdp1", 1, ["--fsdp", "--micro-batch", 1, "--checkpoint-activations"])):
         out = start_of(3, tiny, tmp_path / name)
         run("train.py", *args, *flags, "--out", out, ranks=ranks)
