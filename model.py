@@ -138,6 +138,20 @@ def project(x, layers, fused):
     return [layer(x) for layer in layers] if fused is None else F.linear(x, fused).chunk(len(layers), dim=-1)
 
 
+class Int8Linear(nn.Module):
+    """For decoding: a linear layer with its weights as int8 and a scale for each row, half of bfloat16's bytes to read."""
+
+    def __init__(self, weight):
+        super().__init__()
+        scale = weight.abs().amax(1).clamp(min=1e-8).float() / 127
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale.to(weight.dtype))
+
+    def forward(self, x):
+        rows = x.flatten(0, -2)  # torch 2.13 cannot compile this product for a CPU in three dimensions
+        return (F.linear(rows, self.weight.to(x.dtype)) * self.scale).unflatten(0, x.shape[:-1])
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -256,6 +270,15 @@ class Llama(nn.Module):
                 part.fused = torch.cat([x.weight for x in layers])
                 for x, rows in zip(layers, part.fused.chunk(len(layers))):
                     x.weight.data = rows
+        return self
+
+    @torch.no_grad()
+    def quantize(self):
+        """For decoding: the layers' weights become int8. Embeddings, norms and the head stay as they are."""
+        for layer in self.model.layers:
+            for part in (layer.self_attn, layer.mlp):
+                for name, linear in list(part.named_children()):
+                    setattr(part, name, Int8Linear(linear.weight))
         return self
 
     @torch.no_grad()

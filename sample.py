@@ -113,12 +113,13 @@ def load_tokenizer(folder=None, device="cpu"):
     return tokenizer.to(device).eval().requires_grad_(False), digest.hexdigest()[:16]
 
 
-def load(path=None, device="cpu"):
+def load(path=None, device="cpu", int8=False):
     """A trained model for sampling -> (Llama, VideoTokenizer, TextTokenizer), in eval mode.
 
     path: a checkpoint folder (its latest stage is taken) or a stageN.pt file; None for the shipped toy weights. A
-    folder without a tokenizer.pt was trained on the shipped tokenizer. bfloat16 weights on a GPU, float32 on a CPU.
-    Raises ValueError if there is no checkpoint, or model and tokenizer do not belong together.
+    folder without a tokenizer.pt was trained on the shipped tokenizer. bfloat16 weights on a GPU, float32 on a CPU,
+    with int8 those of the layers as int8. Raises ValueError if there is no checkpoint, or model and tokenizer do not
+    belong together.
     """
     path = path or SHIPPED
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
@@ -136,7 +137,8 @@ def load(path=None, device="cpu"):
         model = Llama(build(ModelConfig, checkpoint["config"]))
     model.load_state_dict(whole_weights(path, checkpoint), assign=True)
     model.to(device, torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
-    return model.fuse().eval().requires_grad_(False), tokenizer, TextTokenizer(model.config.text_tokenizer)
+    model = model.quantize() if int8 else model.fuse()
+    return model.eval().requires_grad_(False), tokenizer, TextTokenizer(model.config.text_tokenizer)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # tokens
@@ -185,11 +187,14 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator, 
                          for g in generator], 1)  # (n, B, k): drawn beforehand, each row's from its own generator
     codes = torch.empty(rows, n, dtype=torch.int64, device=prefix.device)
     scale_and_temperature = torch.tensor([cfg_scale, temperature], device=prefix.device).unbind()
-    tokens, later = prefix, compiled_next_codes() if compiled else next_codes
+    tokens, span, later = prefix, 0, compiled_next_codes() if compiled else next_codes
     for i in range(n):
         cache.advance(tokens.shape[1])
         step = later if i else next_codes  # the prefix has a shape of its own
-        codes[:, i:i + 1] = step(model, tokens, cache, *scale_and_temperature, noise[i])
+        checked = i > 1 and cache.span == span  # whether this graph may be used is looked at once a span, not every step
+        span = cache.span
+        with torch.compiler.set_stance("default", skip_guard_eval_unsafe=checked):
+            codes[:, i:i + 1] = step(model, tokens, cache, *scale_and_temperature, noise[i])
         tokens = (codes[:, i:i + 1] + config.text_vocab).repeat(1 + guided, 1)
         on_token()
     return codes
@@ -418,9 +423,9 @@ def read_rate(device):
 def step_bytes(model, rows):
     """Bytes that one step of decoding reads, half of a full KV cache of `rows` rows among them."""
     c = model.config
-    weights = sum(p.numel() for p in model.model.layers.parameters()) + c.dim * c.video_vocab
+    layers = sum(weight.nbytes for weight in model.model.layers.state_dict().values())
     cached = rows * c.n_layers * c.dim * c.max_len  # keys and values, half full
-    return (weights + cached) * model.lm_head.weight.element_size()
+    return layers + (c.dim * c.video_vocab + cached) * model.lm_head.weight.element_size()
 
 
 def settings():
@@ -443,6 +448,7 @@ def settings():
     p.add_argument("--no-reencode", action="store_true", help="extend from the old tokens (Fig. 6's comparison)")
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
                    help="torch.compile the decoding step (default: on a GPU)")
+    p.add_argument("--int8", action="store_true", help="weights of the layers as int8: half the memory, and to read")
     p.add_argument("--upscale", action="store_true", help="four times as wide and high")
     p.add_argument("--upscale-method", choices=["diffusion", "lanczos"], default="diffusion")
     p.add_argument("--upscale-model", default="stabilityai/stable-diffusion-x4-upscaler")
@@ -488,7 +494,7 @@ def settings():
 def main():
     args, rows, outs = settings()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer, text = load(args.ckpt, device)
+    model, tokenizer, text = load(args.ckpt, device, args.int8)
     start = None
     if args.continue_from:
         start = read_clip(args.continue_from, CONTEXT_FRAMES, FPS, tokenizer.config.resolution, last=True)

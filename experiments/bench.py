@@ -117,12 +117,13 @@ def lm(config, batch, rounds, compiled):
 
 
 @torch.inference_mode()
-def decode(config, steps, rounds):
+def decode(config, steps, rounds, int8):
     """Steps/s of a guided pair in bfloat16 after a prompt of 64 tokens, top-k 50: ours plain and compiled, beside
     transformers' generate (two rows, no guidance) and beside a compiled step of its model over a static cache."""
     from transformers import StaticCache
     config = dataclasses.replace(config, text_len=61, latent_shape=(1, 1, steps))  # no more memory than the peers take
-    ours = Llama(config).to(DEVICE, torch.bfloat16).fuse().eval().requires_grad_(False)
+    ours = Llama(config).to(DEVICE, torch.bfloat16).eval().requires_grad_(False)
+    ours = ours.quantize() if int8 else ours.fuse()
     peer = llama_of_transformers(config).to(DEVICE, torch.bfloat16).eval()
     prefix = prefix_tokens(config, [list(range(61))]).to(DEVICE)
     pair = prefix.repeat(2, 1)
@@ -238,6 +239,7 @@ def main():
     p.add_argument("--preset", choices=list(PRESETS), help="lm, decode: default a 67 M LLaMA on 1100 tokens")
     p.add_argument("--batch-size", type=int, default=1)
     p.add_argument("--frames", type=int, default=17, help="tokenizer")
+    p.add_argument("--int8", action="store_true", help="decode: ours with int8 weights")
     p.add_argument("--rounds", type=int, default=4)
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = p.parse_args()
@@ -246,7 +248,7 @@ def main():
     if args.what == "lm":
         lm(config, args.batch_size, args.rounds, args.compile)
     elif args.what == "decode":
-        decode(config, 128, args.rounds)
+        decode(config, 128, args.rounds, args.int8)
     elif args.what == "reading":
         reading(args.rounds)
     else:

@@ -21,7 +21,8 @@ def row(name):
         r = json.load(f)
     found = "<br>".join(f"{what}: {mean:.3g} ± {r['interval'][what]:.2g}" for what, mean in r["measured"].items())
     same = {True: "yes", False: "**no**", None: "cannot tell"}[r["same_direction"]]
-    return f"| {name} | {r['claim']} | {found} | {same} | `{r['command']}`, {r['minutes']:.0f} min, {r['machine']} |\n"
+    return (f"| {name} | {r['claim']} | {r['paper']} | {found} | {same} | `{r['command']}`, {r['seeds']} seeds, "
+            f"{r['minutes']:.0f} min, {r['machine']} |\n")
 
 
 def main():
@@ -36,9 +37,12 @@ def main():
     path = os.path.join(ROOT, "README.md")
     with open(path) as f:
         before, rest = f.read().split(START)
-    table = "| what | the claim | measured, mean ± 95 % interval over seeds | same direction | command |\n|---|---|---|---|---|\n"
+    table = ("| what | the claim | in the paper | here, mean ± 95 % interval over seeds | same direction | command |\n"
+             "|---|---|---|---|---|---|\n")
+    pictures = [f'<img src="assets/{n}.png" width="49%" alt="{n}">\n' for n in done
+                if os.path.exists(os.path.join(ROOT, "assets", n + ".png"))]
     with open(path + ".tmp", "w") as f:
-        f.write(before + START + table + "".join(map(row, done)) + END + rest.split(END, 1)[1])
+        f.write(before + START + table + "".join(map(row, done)) + "\n" + "".join(pictures) + END + rest.split(END, 1)[1])
     os.replace(path + ".tmp", path)
 
 

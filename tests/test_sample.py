@@ -13,8 +13,8 @@ from conftest import command, fails, run
 
 import sample
 from data import read_clip, to_float, toy_clip
-from model import KVCache, prefix_tokens
-from sample import Windows, Writer, generate, generate_batch, generate_tokens, load, plan
+from model import KVCache, Llama, prefix_tokens
+from sample import Windows, Writer, generate, generate_batch, generate_tokens, load, memory, plan, step_bytes
 
 PROMPT = "a small red circle moves left and right slowly on a gray background"
 
@@ -239,6 +239,27 @@ def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeyp
                                           str(tmp_path / "a.mp4"), flag])
         sample.main()
         assert len(calls) == expected
+
+
+def test_int8_weights(loaded, tiny, tmp_path, monkeypatch):
+    """Nearly the same logits from a quarter of float32's bytes; and --int8 loads them."""
+    exact, _, text = loaded
+    small = load(str(tiny), int8=True)[0]
+    prefix = prefix_tokens(exact.config, [text.encode(PROMPT)])
+    logits = []
+    for model in (exact, small):
+        cache = memory(model, 1, 1)
+        cache.advance(prefix.shape[1])
+        logits.append(model.video_logits(prefix, cache))
+    error = (logits[1] - logits[0]).norm() / logits[0].norm()
+    assert 0 < error < 0.02
+    stored = [sum(w.nbytes for w in model.model.layers.state_dict().values()) for model in (exact, small)]
+    assert stored[1] < 0.3 * stored[0] and step_bytes(small, 1) == step_bytes(exact, 1) - stored[0] + stored[1]
+    calls = []
+    monkeypatch.setattr(Llama, "quantize", lambda model: calls.append(1) or model)
+    for flags in ([], ["--int8"]):
+        run("sample.py", "--ckpt", tiny, "--prompt", PROMPT, "--seconds", 0.2, "--out", tmp_path / "a.mp4", *flags)
+        assert len(calls) == len(flags)
 
 
 def test_extension_starts_from_the_reencoded_last_frames(loaded, monkeypatch):
