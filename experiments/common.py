@@ -22,6 +22,7 @@ from sample import generate_batch, load  # noqa: E402, F401
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BEGAN = time.time()
+LOOKS = ("shape", "size", "color", "background")
 WINDOW = round(10 * FPS)  # frames of the ten seconds that a verdict looks at
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 95 %
 
@@ -58,9 +59,10 @@ def drawn_videos(wanted, frames, seed):
     return np.stack([toy_clip(rng, frames, a)[0] for a in wanted])
 
 
-def right(videos, wanted):
-    """Share of videos that show shape, size, colour, ground and axis of motion as asked, in their first ten seconds."""
-    return float(np.mean([judge(v[:WINDOW], a)["first 10 s"] for v, a in zip(videos, wanted)]))
+def right(videos, wanted, what=(*LOOKS, "motion")):
+    """Share of videos that show all of this as asked, in their first ten seconds."""
+    verdicts = [judge(v[:WINDOW], a) for v, a in zip(videos, wanted)]
+    return float(np.mean([all(v[name] for name in what) for v in verdicts]))
 
 
 def trained(run, stage, seed, steps, *flags):

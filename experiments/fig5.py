@@ -6,7 +6,7 @@ sample.
 
     python experiments/fig5.py
 """
-from common import DEVICE, arguments, better, caption, drawn, drawn_videos, load, result, right, sampled, trained
+from common import DEVICE, LOOKS, arguments, better, caption, drawn, drawn_videos, load, result, right, sampled, trained
 from metrics import critic, critic_features, frechet_distance
 
 args = arguments(__doc__, images=1000, steps=3000, n=48)
@@ -26,8 +26,8 @@ for seed in range(args.seeds):
     real = critic_features(drawn_videos(wanted * 4, 17, seed), looks)
     for name, folder in runs.items():
         videos = sampled(load(folder, DEVICE), [caption(a) for a in wanted], 17 / 6.5, seed)
-        values.setdefault(f"as prompted, {name}", []).append(right(videos, wanted))
+        values.setdefault(f"objects as prompted, {name}", []).append(right(videos, wanted, LOOKS))
         values.setdefault(f"Fréchet distance, {name}", []).append(frechet_distance(real, critic_features(videos, looks)))
 result("fig5", "short-to-long training with re-weighting keeps the appearance of the first 17 frames",
        "direct training degrades objects (pictures only)", values,
-       better(values["as prompted, short to long, lambda 1"], values["as prompted, direct"]))
+       better(values["objects as prompted, short to long, lambda 1"], values["objects as prompted, direct"]))
