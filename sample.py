@@ -161,6 +161,7 @@ def compiled_next_codes():
     torch._dynamo.config.recompile_limit = 64  # four spans of the cache for each number of rows
     gpu = torch.cuda.is_available()
     torch._inductor.config.freezing = torch._inductor.config.cpp_wrapper = not gpu
+    torch._inductor.config.cpp.min_chunk_size = 16384  # a CPU's small kernels: one core is faster than waiting for others
     return torch.compile(next_codes, fullgraph=True, dynamic=False, mode="reduce-overhead" if gpu else "default")
 
 
