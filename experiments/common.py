@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib import pyplot
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -20,6 +22,7 @@ from data import FPS, WORDINGS, toy_attributes, toy_clip  # noqa: E402
 from prompts import judge  # noqa: E402
 from sample import generate_batch, load  # noqa: E402, F401
 
+matplotlib.use("Agg")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BEGAN = time.time()
 LOOKS = ("shape", "size", "color", "background")
@@ -65,11 +68,11 @@ def right(videos, wanted, what=(*LOOKS, "motion")):
     return float(np.mean([all(v[name] for name in what) for v in verdicts]))
 
 
-def trained(run, stage, seed, steps, *flags):
-    """The folder experiments/runs/RUN, where train.py has finished a stage; what is there already is not done again, and
-    what was cut short goes on."""
+def trained(run, stage, seed, steps, *flags, script="train.py"):
+    """The folder experiments/runs/RUN, where train.py (or a script that wraps it) has finished a stage; what is there
+    already is not done again, and what was cut short goes on."""
     out = os.path.join(ROOT, "experiments", "runs", run)
-    subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), "--stage", str(stage), "--out", out, "--resume", "--seed",
+    subprocess.run([sys.executable, os.path.join(ROOT, script), "--stage", str(stage), "--out", out, "--resume", "--seed",
                     str(seed), "--steps", str(steps), *map(str, flags)], check=True)
     return out
 
@@ -115,11 +118,19 @@ def better(a, b):
     return None if abs(mean) <= half else bool(mean > 0)
 
 
+def picture(name, rows):
+    """rows: {label: frames, uint8 (n, H, W, 3)} -> assets/NAME.png, a strip of frames under each label."""
+    figure, axes = pyplot.subplots(len(rows), figsize=(6, 0.95 * len(rows)), dpi=100)
+    for axis, (label, frames) in zip(axes, rows.items()):
+        axis.imshow(np.concatenate(frames, axis=1))
+        axis.set_title(label, fontsize=8, loc="left", pad=2)
+        axis.axis("off")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(os.path.join(ROOT, "assets", name + ".png"))
+
+
 def plot(name, xlabel, ylabel, curves, log=False):
     """curves: {label: (x, one row of y a seed)} -> assets/NAME.png, means with their intervals as bands."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     figure, axes = pyplot.subplots(figsize=(6, 3.2), dpi=100)
     for label, (x, y) in curves.items():
         mean, half = interval(y)

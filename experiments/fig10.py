@@ -5,16 +5,12 @@ first step only (plain VQ after a data-dependent start), and looks at them on cl
 
     python experiments/fig10.py
 """
-import argparse
-import os
-import subprocess
 import sys
-import tempfile
 
 import numpy as np
 import torch
 
-from common import DEVICE, ROOT, better, drawn, drawn_videos, result
+from common import DEVICE, arguments, better, drawn, drawn_videos, picture, result, trained
 from data import to_float, to_uint8
 from metrics import critic, critic_features, frechet_distance
 from reconstruct import psnr
@@ -22,7 +18,7 @@ from sample import load_tokenizer
 from tokenizer import ClusteringVQ
 
 
-def train_plain(arguments):
+def train_plain(flags):
     """train.py with codes that are moved once and never again."""
     import train
     move = ClusteringVQ.reinitialize
@@ -31,7 +27,7 @@ def train_plain(arguments):
         move(self, seed, step) if step == 0 else self.seen.clear()
 
     ClusteringVQ.reinitialize = first_time
-    sys.argv = ["train.py", *arguments]
+    sys.argv = ["train.py", *flags]
     train.main()
 
 
@@ -48,27 +44,23 @@ def ssim(a, b):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--seeds", type=int, default=3, choices=range(2, 11))
-    p.add_argument("--steps", type=int, default=800)
-    p.add_argument("--n", type=int, default=48, help="clips to look at")
-    args = p.parse_args()
-    looks, values = critic(), {}
+    args = arguments(__doc__, steps=800, n=48)
+    looks, values, shown = critic(), {}, {}
     for seed in range(args.seeds):
         video = drawn_videos(drawn(100 + seed, args.n), 17, seed)
-        for kind in ("CVQ", "plain VQ"):
-            with tempfile.TemporaryDirectory() as out:
-                script = "train.py" if kind == "CVQ" else "experiments/fig10.py"
-                subprocess.run([sys.executable, os.path.join(ROOT, script), "--stage", "0", "--steps", str(args.steps),
-                                "--seed", str(seed), "--out", out], check=True)
-                tokenizer, _ = load_tokenizer(out, DEVICE)
+        for kind, script in (("CVQ", "train.py"), ("plain VQ", "experiments/fig10.py")):
+            folder = trained(f"{kind.split()[0]}{seed}", 0, seed, args.steps, script=script)
+            tokenizer, _ = load_tokenizer(folder, DEVICE)
             with torch.inference_mode():
                 tokens = torch.cat([tokenizer.encode(to_float(v).to(DEVICE)) for v in np.split(video, len(video) // 4)])
                 again = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(4)])
+            if not seed:
+                shown |= {"clips": video[:8, -1], kind: again[:8, -1]}
             for what, value in (("PSNR, dB", psnr(video, again)), ("SSIM", ssim(video, again)),
                                 ("Fréchet distance", frechet_distance(*(critic_features(v, looks) for v in (video, again)))),
                                 ("share of codes used", len(tokens.unique()) / tokenizer.config.codebook_size)):
                 values.setdefault(f"{what}, {kind}", []).append(value)
+    picture("fig10", shown)
     result("fig10", "Clustering VQ keeps the whole codebook in use", "near 100 % of 8192 codes used; good reconstructions",
            values, better(values["share of codes used, CVQ"], values["share of codes used, plain VQ"]))
 

@@ -6,11 +6,11 @@ sample.
 
     python experiments/fig5.py
 """
-from common import DEVICE, LOOKS, arguments, better, caption, drawn, drawn_videos, load, result, right, sampled, trained
+from common import DEVICE, LOOKS, arguments, better, caption, drawn, drawn_videos, load, picture, result, right, sampled, trained
 from metrics import critic, critic_features, frechet_distance
 
 args = arguments(__doc__, images=1000, steps=3000, n=48)
-looks, values = critic(), {}
+looks, values, shown = critic(), {}, {}
 for seed in range(args.seeds):
     start = trained(f"images{seed}", 1, seed, args.images)
 
@@ -26,8 +26,11 @@ for seed in range(args.seeds):
     real = critic_features(drawn_videos(wanted * 4, 17, seed), looks)
     for name, folder in runs.items():
         videos = sampled(load(folder, DEVICE), [caption(a) for a in wanted], 17 / 6.5, seed)
+        if not seed:
+            shown[name] = videos[:8, -1]
         values.setdefault(f"objects as prompted, {name}", []).append(right(videos, wanted, LOOKS))
         values.setdefault(f"Fréchet distance, {name}", []).append(frechet_distance(real, critic_features(videos, looks)))
+picture("fig5", shown)
 result("fig5", "short-to-long training with re-weighting keeps the appearance of the first 17 frames",
        "direct training degrades objects (pictures only)", values,
        better(values["objects as prompted, short to long, lambda 1"], values["objects as prompted, direct"]))

@@ -2,13 +2,13 @@
 
     python experiments/tab1.py
 """
-from common import DEVICE, arguments, better, caption, drawn, drawn_videos, load, logged, result, sampled, trained
+from common import DEVICE, arguments, better, caption, drawn, drawn_videos, load, logged, picture, result, sampled, trained
 from metrics import critic, critic_features, frechet_distance, text_match
 
 SIZES = {"0.3 M": (64, 4, 2, 172), "1.7 M": (128, 8, 4, 344), "5.6 M": (192, 12, 6, 512)}  # dim, layers, heads, ffn
 
 args = arguments(__doc__, images=800, steps=1600, n=48)
-looks, values = critic(), {}
+looks, values, shown = critic(), {}, {}
 for seed in range(args.seeds):
     wanted = drawn(seed, args.n)
     real = critic_features(drawn_videos(wanted * 4, 17, seed), looks)
@@ -17,10 +17,13 @@ for seed in range(args.seeds):
         folder = trained(f"size{name.split()[0]}-{seed}", 1, seed, args.images, *flags)
         trained(f"size{name.split()[0]}-{seed}", 2, seed, args.steps, *flags)
         videos = sampled(load(folder, DEVICE), [caption(a) for a in wanted], 17 / 6.5, seed)
+        if not seed:
+            shown[name] = videos[:8, -1]
         for what, value in (("Fréchet distance", frechet_distance(real, critic_features(videos, looks))),
                             ("text match", text_match(videos, wanted, looks).mean()),
                             ("validation loss", logged(folder, 2)[-1]["val_loss"])):
             values.setdefault(f"{what}, {name}", []).append(value)
 small, _, large = SIZES
+picture("tab1", shown)
 result("tab1", "larger models are better at equal steps", "FVD 633, 572, 432; text match 21.5, 22.8, 24.1 (700M, 3B, 7B)", values,
        better(values[f"text match, {large}"], values[f"text match, {small}"]))
