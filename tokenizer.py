@@ -33,7 +33,7 @@ class TokenizerConfig:
     frames: int = 65  # the longest clip
     base_channels: int = 128
     multipliers: tuple = (1, 2, 2, 4)  # channels of each level, x base_channels; a x2 downsampling between levels
-    encoder_blocks: tuple = (1, 2, 3, 6)  # residual blocks of each level; one at the first costs 12 times one at the last
+    encoder_blocks: tuple = (1, 2, 3, 6)  # residual blocks of each level; one at the first costs 15 times one at the last
     encoder_kernel: int = 3  # of their convolutions
     decoder_blocks: tuple = (2, 2, 3, 5)
     temporal: tuple = (False, True, True)  # which downsamplings also halve time

@@ -16,9 +16,9 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from common import DEVICE, FPS, generate_batch, load
-from data import folder_items
-from metrics import FRAMES, clip_score, frechet_distance, i3d_features
+from metrics import DEVICE, FRAMES, clip_score, frechet_distance, i3d_features
+from data import FPS, folder_items
+from sample import generate_batch, load
 
 
 def longest_first(items):

@@ -19,7 +19,7 @@ from matplotlib import pyplot
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from data import FPS, WORDINGS, toy_attributes, toy_clip  # noqa: E402
-from prompts import judge  # noqa: E402
+from prompts import analyse  # noqa: E402
 from sample import generate_batch, load  # noqa: E402, F401
 
 matplotlib.use("Agg")
@@ -64,8 +64,8 @@ def drawn_videos(wanted, frames, seed):
 
 def right(videos, wanted, what=(*LOOKS, "motion")):
     """Share of videos that show all of this as asked, in their first ten seconds."""
-    verdicts = [judge(v[:WINDOW], a) for v, a in zip(videos, wanted)]
-    return float(np.mean([all(v[name] for name in what) for v in verdicts]))
+    found = [analyse(v[:WINDOW]) for v in videos]
+    return float(np.mean([all(f[name] == a[name] for name in what) for f, a in zip(found, wanted)]))
 
 
 def trained(run, stage, seed, steps, *flags, script="train.py"):

@@ -52,10 +52,9 @@ def run(script, *args, ranks=None, ok=True):
 
 
 def fails(script, *args):
-    """The line that a wrong call ends with; asserts that it is one, and no traceback. The script runs in this process,
-    which spares it the imports."""
-    with mock.patch.object(sys, "argv", [script, *map(str, args)]), pytest.raises(SystemExit) as end:
-        runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+    """The line that a wrong call ends with; asserts that it is one, and no traceback."""
+    with pytest.raises(SystemExit) as end:
+        run(script, *args)
     error = end.value.code
     assert isinstance(error, str) and len(error.splitlines()) == 1, error
     return error
