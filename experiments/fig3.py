@@ -7,7 +7,7 @@ import numpy as np
 from common import arguments, better, logged, plot, result, trained
 from train import FRAME_RANGES
 
-args = arguments(__doc__, images=1000, steps=3000)  # steps of either training
+args = arguments(__doc__, images=600, steps=2000)  # steps of either training
 curves = []
 for seed in range(args.seeds):
     start = trained(f"images{seed}", 1, seed, args.images)

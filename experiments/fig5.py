@@ -9,7 +9,7 @@ sample.
 from common import DEVICE, LOOKS, arguments, better, caption, drawn, drawn_videos, load, picture, result, right, sampled, trained
 from metrics import critic, critic_features, frechet_distance
 
-args = arguments(__doc__, images=1000, steps=3000, n=48)
+args = arguments(__doc__, images=600, steps=2000, n=48)
 looks, values, shown = critic(), {}, {}
 for seed in range(args.seeds):
     start = trained(f"images{seed}", 1, seed, args.images)

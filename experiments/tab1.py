@@ -7,7 +7,7 @@ from metrics import critic, critic_features, frechet_distance, text_match
 
 SIZES = {"0.3 M": (64, 4, 2, 172), "1.7 M": (128, 8, 4, 344), "5.6 M": (192, 12, 6, 512)}  # dim, layers, heads, ffn
 
-args = arguments(__doc__, images=800, steps=1600, n=48)
+args = arguments(__doc__, images=500, steps=1000, n=48)
 looks, values, shown = critic(), {}, {}
 for seed in range(args.seeds):
     wanted = drawn(seed, args.n)
