@@ -70,10 +70,18 @@ def right(videos, wanted, what=(*LOOKS, "motion")):
 
 def trained(run, stage, seed, steps, *flags, script="train.py"):
     """The folder experiments/runs/RUN, where train.py (or a script that wraps it) has finished a stage; what is there
-    already is not done again, and what was cut short goes on."""
+    already is not done again, and what was cut short goes on. The time it took before counts as this script's."""
+    global BEGAN
     out = os.path.join(ROOT, "experiments", "runs", run)
+    kept, spent = os.path.join(out, f"stage{stage}.seconds"), 0.0
+    if os.path.exists(kept):
+        with open(kept) as f:
+            spent = float(f.read())
+    began, BEGAN = time.time() - spent, BEGAN - spent
     subprocess.run([sys.executable, os.path.join(ROOT, script), "--stage", str(stage), "--out", out, "--resume", "--seed",
                     str(seed), "--steps", str(steps), *map(str, flags)], check=True)
+    with open(kept, "w") as f:
+        f.write(str(time.time() - began))
     return out
 
 
