@@ -1,6 +1,6 @@
 """Figure 5: 65-frame clips directly after images, against short-to-long training with lambda = 0, 1, 3, at equal tokens.
 
-Every model has seen the same images first. The direct one, Figure 3's, then trains --steps steps of 65-frame clips; the
+Every model has seen the same images first. The direct one then trains --steps steps of 65-frame clips; the
 others half of these tokens as 17-frame clips, and the other half as 65-frame clips. Judged by the first 17 frames they
 sample.
 
