@@ -71,7 +71,7 @@ PRESETS = {
                        text_tokenizer="bytes", latent_shape=(17, 8, 8), tokenizer="toy", rope_theta=100.0,
                        cfg_scale=1.5, temperature=0.7),  # 1.7 M
     "700m": ModelConfig(),  # 0.69 B parameters
-    "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),  # 2.96 B
+    "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),  # 2.97 B
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),  # 6.81 B
 }
 
@@ -306,7 +306,8 @@ def loss_weights(targets, early_tokens, early_weight):
 
 
 def weighted_loss(logits, targets, early_tokens, early_weight):
-    """Eq. (2) divided by L, mean over the batch; Eq. (1) when early_weight is 1.
+    """Eq. (2) divided by L, mean over the batch; Eq. (1) when early_weight is 1. To read and to test by: training calls
+    HeadLoss.
 
     logits (B, L, vocab), targets (B, L) int64, early_tokens K: the tokens of the first 17 frames, early_weight 1 + lambda.
     """

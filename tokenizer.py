@@ -60,7 +60,8 @@ TOKENIZER_PRESETS = {
 # building blocks
 
 class CausalConv3d(nn.Conv3d):
-    """3D convolution that never looks ahead: kernel-1 zero frames stand before the first. (B, C, T, H, W) -> same.
+    """3D convolution that never looks ahead: kernel-1 zero frames stand before the first. (B, C, T, H, W) -> same
+    shape at stride 1; at stride 2 in time 2k + 1 frames become k + 1.
 
     The past taps start at zero, so an untrained network treats each frame on its own: training on images first, then
     on clips, continues instead of starting again. One frame takes a 2D path, exactly equal and a third of the work.

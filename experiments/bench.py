@@ -6,7 +6,8 @@
     python experiments/bench.py tokenizer   # encode, decode, training step, beside diffusers' AutoencoderKLHunyuanVideo
 
 The two take turns for a few rounds and the best round of each counts, as a busy machine only ever slows things down.
-The limit is the rate of a large bfloat16 matrix product. Needs: pip install transformers diffusers
+The limit is the rate of a large bfloat16 matrix product, for `decode` that of reading memory. Needs: pip install
+transformers diffusers
 """
 import argparse
 import dataclasses

@@ -104,8 +104,8 @@ def machine():
 
 
 def result(name, claim, paper, values, same_direction):
-    """Print and write what was found. values: {what: one number a seed}; same_direction: True, False, or None if there is
-    nothing to compare."""
+    """Print and write what was found. values: {what: one number a seed}; same_direction: True, False, or None if
+    the seeds cannot tell."""
     found = {what: interval(v) for what, v in values.items()}
     content = {"claim": claim, "paper": paper, "measured": {k: round(float(m), 4) for k, (m, _) in found.items()},
                "interval": {k: round(float(h), 4) for k, (_, h) in found.items()},

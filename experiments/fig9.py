@@ -1,4 +1,4 @@
-"""Figure 9: sentences longer and denser than any that was trained.
+"""Figure 9: sentences worded otherwise than any that was trained, two of the three longer too.
 
     python experiments/fig9.py
 """

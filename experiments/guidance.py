@@ -1,6 +1,6 @@
 """The guidance scale (Sec. 4.1: 7.5): do videos follow their prompts better?
 
-Asked of triples of shape, colour and motion that training never showed: the others are followed at any scale.
+Asked of triples of shape, colour and motion that training never showed: the others are followed without it already.
 
     python experiments/guidance.py
 """

@@ -1,4 +1,4 @@
-"""Inference length: trained on 10 seconds, how do videos fare after 1 and 5 minutes? (Sec. 4.2)
+"""Inference length: trained on 10 seconds, how do videos fare after up to 5 minutes? (Sec. 4.2)
 
     python experiments/length.py
 """

@@ -2,8 +2,9 @@
 
     python experiments/scale.py              # H100/H200 class GPUs at 45 % of 989 TFLOP/s; --mfu, --tflops for others
 
-FLOPs and activation memory are not estimated: one layer, and the tokenizer's training step, run on the meta device
-under a FLOP counter and a record of what autograd keeps. Prints the tables as Markdown.
+The decoder's FLOPs are 6 a weight and token, and the causal half of attention. The tokenizer's encoder and decoder run on
+the meta device under a FLOP counter (without its critic, and without the images among the clips), a layer of the decoder
+under a record of what autograd keeps: that is the memory of activations. Prints the tables as Markdown.
 """
 import argparse
 import os
@@ -109,7 +110,7 @@ def main():
     for name, stage, tokens, flops in rows:
         days = flops / rate
         print(f"| {name} | {stage} | {tokens / 1e9:.0f} G | {flops:.1e} | {days:.0f} | "
-              + " | ".join(f"{days / n:.1f}" for n in GPUS) + " |")
+              + " | ".join("–" if PAPER[stage][1] % n else f"{days / n:.1f}" for n in GPUS) + " |")
 
     print("\n| memory of a GPU, one 65-frame clip | parameters | DDP | " + " | ".join(f"FSDP on {n}" for n in GPUS)
           + " | on 8, `--checkpoint-activations` |")
