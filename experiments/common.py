@@ -137,16 +137,15 @@ def picture(name, rows):
     figure.savefig(os.path.join(ROOT, "assets", name + ".png"))
 
 
-def plot(name, xlabel, ylabel, curves, log=False):
-    """curves: {label: (x, one row of y a seed)} -> assets/NAME.png, means with their intervals as bands."""
+def plot(name, xlabel, ylabel, curves, **scales):
+    """curves: {label: (x, one row of y a seed)} -> assets/NAME.png, means with their intervals as bands. scales: xscale or
+    yscale "log"."""
     figure, axes = pyplot.subplots(figsize=(6, 3.2), dpi=100)
     for label, (x, y) in curves.items():
         mean, half = interval(y)
         axes.plot(x, mean, marker="o", label=label)
         axes.fill_between(x, mean - half, mean + half, alpha=0.2)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if log:
-        axes.set_xscale("log")
+    axes.set(xlabel=xlabel, ylabel=ylabel, **scales)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

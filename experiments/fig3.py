@@ -48,7 +48,8 @@ def main():
         curves.append([b.mean(0) for b in bins])
     curves = np.array(curves)  # (seeds, bins, ranges)
     middle = args.steps * (np.arange(curves.shape[1]) + 0.5) / curves.shape[1]
-    plot("fig3", "step", "loss, nats a token", {f"frames {r}": (middle, curves[:, :, i]) for i, r in enumerate(FRAME_RANGES)})
+    plot("fig3", "step", "loss, nats a token", {f"frames {r}": (middle, curves[:, :, i]) for i, r in enumerate(FRAME_RANGES)},
+         yscale="log")
     last = dict(zip(FRAME_RANGES, curves[:, -1].T))
     result("fig3", "trained directly on long clips, late frames have less loss than early ones, and the first frame's stays high",
            "at the end about 6.5 for the first frame, 4 for frames 50-65 (read off the curve)",

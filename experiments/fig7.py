@@ -32,7 +32,7 @@ for seed in range(args.seeds):
         found[what].append(rows[what])
 names = ["greedy", "top-5", "top-50", "all codes"]
 shown = {what: np.array(found[what]) for what in found}  # (seeds, choices)
-plot("fig7", "top-k", "share of videos", {what: (choices, shown[what]) for what in ("as prompted", "in motion")}, log=True)
+plot("fig7", "top-k", "share of videos", {what: (choices, shown[what]) for what in ("as prompted", "in motion")}, xscale="log")
 parts = [better(shown[what][:, 2], shown[what][:, other])  # top-50 is better than greedy, than greedy, than all codes in
          for what, other in (("diversity", 0), ("in motion", 0), ("as prompted", 3))]
 result("fig7", "greedy decoding loses motion and diversity, sampling from all codes loses quality; top-k keeps both",
