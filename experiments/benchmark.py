@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from metrics import DEVICE, FRAMES, clip_score, frechet_distance, i3d_features
+from metrics import DEVICE, FRAMES, clip_score, frechet_distance, i3d_features  # first: it finds the five files
 from data import FPS, folder_items
 from sample import generate_batch, load
 

@@ -19,13 +19,12 @@ from matplotlib import pyplot
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from data import FPS, WORDINGS, toy_attributes, toy_clip  # noqa: E402
-from prompts import analyse  # noqa: E402
+from prompts import LOOKS, analyse  # noqa: E402
 from sample import generate_batch, load  # noqa: E402, F401
 
 matplotlib.use("Agg")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BEGAN = time.time()
-LOOKS = ("shape", "size", "color", "background")
 WINDOW = round(10 * FPS)  # frames of the ten seconds that a verdict looks at
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 95 %
 

@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import BACKGROUNDS, COLORS, FPS, RADII, SPEEDS, TOY, WORDINGS, toy_attributes, toy_cover  # noqa: E402
 from sample import generate_batch, load  # noqa: E402
 
+LOOKS = ("shape", "size", "color", "background")
 MIN_AREA = 40  # pixels; the smallest object, a small triangle, covers 83
 
 
@@ -104,7 +105,7 @@ def judge(video, attributes):
     """One sampled minute against its prompt's attributes -> dict of bools."""
     ten = round(10 * FPS)
     first, last = analyse(video[:ten]), analyse(video[-ten:])
-    verdict = {name: first[name] == attributes[name] for name in ("shape", "size", "color", "background", "motion")}
+    verdict = {name: first[name] == attributes[name] for name in (*LOOKS, "motion")}
     return verdict | {"first 10 s": all(verdict.values()),
                       "last 10 s": all(last[name] == attributes[name] for name in ("shape", "color", "background")),
                       "in motion": in_motion(video, speed(attributes))}

@@ -16,7 +16,7 @@ def small():
 
 
 def test_parameter_counts():
-    for name, count in (("700m", 0.69e9), ("3b", 2.965e9), ("7b", 6.81e9)):
+    for name, count in (("700m", 0.69e9), ("3b", 2.96e9), ("7b", 6.81e9)):
         with torch.device("meta"):
             assert abs(sum(p.numel() for p in Llama(PRESETS[name]).parameters()) / count - 1) < 0.02
         assert PRESETS[name].vocab_size == 40202
