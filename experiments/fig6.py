@@ -7,7 +7,7 @@ import numpy as np
 from common import DEVICE, WINDOW, arguments, better, caption, drawn, drawn_videos, load, plot, result, right, sampled
 from metrics import critic, critic_features, frechet_distance
 
-args = arguments(__doc__, seeds=5, n=8, seconds=120)  # n: of trained and of held-out triples
+args = arguments(__doc__, seeds=8, n=8, seconds=120)  # n: of trained and of held-out triples
 world = load(None, DEVICE)
 looks = critic()
 shares, distances = {}, {}

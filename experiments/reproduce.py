@@ -1,8 +1,9 @@
 """Every figure and table of Section 4 that the toy world can show, and the README's table of them.
 
-    python experiments/reproduce.py               # all, one after the other
+    python experiments/reproduce.py                  # those that fit an hour together, by the minutes they took before
+    python experiments/reproduce.py --minutes 600    # all
     python experiments/reproduce.py --only fig6
-    python experiments/reproduce.py --table       # only write the table again, from experiments/results/
+    python experiments/reproduce.py --minutes 0      # none: only write the table again, from experiments/results/
 """
 import argparse
 import json
@@ -16,9 +17,25 @@ NAMES = sorted((n.removesuffix(".py") for n in os.listdir(os.path.join(ROOT, "ex
 START, END = "<!-- reproduce.py writes from here -->\n", "<!-- to here -->"
 
 
+def measured(name):
+    """What a script found, or None if it was never run."""
+    path = os.path.join(ROOT, "experiments", "results", name + ".json")
+    if os.path.exists(path):
+        with open(path) as f:
+            return json.load(f)
+
+
+def fitting(minutes):
+    """The quickest scripts, as many as this time allows."""
+    took = {name: found["minutes"] for name in NAMES if (found := measured(name))}
+    for name in sorted(took, key=took.get):
+        minutes -= took[name]
+        if minutes >= 0:
+            yield name
+
+
 def row(name):
-    with open(os.path.join(ROOT, "experiments", "results", name + ".json")) as f:
-        r = json.load(f)
+    r = measured(name)
     found = "<br>".join(f"{what}: {mean:.3g} ± {r['interval'][what]:.2g}" for what, mean in r["measured"].items())
     same = {True: "yes", False: "**no**", None: "cannot tell"}[r["same_direction"]]
     return (f"| {name} | {r['claim']} | {r['paper']} | {found} | {same} | `{r['command']}`, {r['seeds']} seeds, "
@@ -27,13 +44,13 @@ def row(name):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--only", choices=NAMES)
-    p.add_argument("--table", action="store_true")
+    p.add_argument("--minutes", type=float, default=60, help="run what took no longer than this altogether, quickest first")
+    p.add_argument("--only", choices=NAMES, help="run this one, however long it takes")
     args = p.parse_args()
-    for name in [] if args.table else [args.only] if args.only else NAMES:
+    for name in [args.only] if args.only else list(fitting(args.minutes)):
         print(f"--- {name}", flush=True)
         subprocess.run([sys.executable, os.path.join(ROOT, "experiments", name + ".py")], check=True)
-    done = [n for n in NAMES if os.path.exists(os.path.join(ROOT, "experiments", "results", n + ".json"))]
+    done = [n for n in NAMES if measured(n)]
     path = os.path.join(ROOT, "README.md")
     with open(path) as f:
         before, rest = f.read().split(START)
