@@ -1,4 +1,4 @@
-"""What the scripts of Section 4 share: prompts and their videos, a verdict per stretch of time, intervals, results, pictures.
+"""What the scripts of Section 4 share: prompts and their videos, a verdict per stretch of time, intervals, pictures.
 
 A script measures with several seeds and writes experiments/results/NAME.json and assets/NAME.png; reproduce.py runs them
 all and writes the README's table.
@@ -102,13 +102,20 @@ def machine():
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
 
 
-def result(name, claim, paper, values, same_direction):
-    """Print and write what was found. values: {what: one number a seed}; same_direction: True, False, or None if
-    the seeds cannot tell."""
-    found = {what: interval(v) for what, v in values.items()}
+def result(name, claim, paper, values, decisive):
+    """Print and write what was found. values: {what: one number a seed}; decisive: the same for differences that are
+    above 0 if the claim holds: it does if all are above by more than their 95 % interval, not if one is so far below."""
+    found, differences = ({what: interval(v) for what, v in rows.items()} for rows in (values, decisive))
+    verdict = None
+    if any(mean < -half for mean, half in differences.values()):
+        verdict = False
+    elif all(mean > half for mean, half in differences.values()):
+        verdict = True
     content = {"claim": claim, "paper": paper, "measured": {k: round(float(m), 4) for k, (m, _) in found.items()},
                "interval": {k: round(float(h), 4) for k, (_, h) in found.items()},
-               "seeds": len(next(iter(values.values()))), "same_direction": same_direction,
+               "values": {k: np.round(np.float64(v), 4).tolist() for k, v in values.items()},
+               "decisive": {k: [round(float(m), 4), round(float(h), 4)] for k, (m, h) in differences.items()},
+               "seeds": len(next(iter(values.values()))), "same_direction": verdict,
                "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
                "minutes": round((time.time() - BEGAN) / 60, 1), "machine": machine()}
     path = os.path.join(ROOT, "experiments", "results", name + ".json")
@@ -119,32 +126,27 @@ def result(name, claim, paper, values, same_direction):
     print(json.dumps(content, indent=1))
 
 
-def better(a, b):
-    """True if a's mean is above b's by more than the difference's 95 % interval over seeds, False if below, else None."""
-    mean, half = interval(np.asarray(a) - np.asarray(b))
-    return None if abs(mean) <= half else bool(mean > 0)
-
-
 def picture(name, rows):
     """rows: {label: frames, uint8 (n, H, W, 3)} -> assets/NAME.png, a strip of frames under each label."""
     figure, axes = pyplot.subplots(len(rows), figsize=(6, 0.95 * len(rows)), dpi=100)
     for axis, (label, frames) in zip(axes, rows.items()):
-        axis.imshow(np.concatenate(frames, axis=1))
+        lined = np.pad(frames, ((0, 0), (0, 0), (0, 3), (0, 0)), constant_values=255)  # a white line after each frame
+        axis.imshow(np.concatenate(lined, axis=1))
         axis.set_title(label, fontsize=8, loc="left", pad=2)
         axis.axis("off")
     figure.tight_layout(pad=0.3)
     figure.savefig(os.path.join(ROOT, "assets", name + ".png"))
 
 
-def plot(name, xlabel, ylabel, curves, **scales):
-    """curves: {label: (x, one row of y a seed)} -> assets/NAME.png, means with their intervals as bands. scales: xscale or
-    yscale "log"."""
+def plot(name, xlabel, ylabel, curves, **axis):
+    """curves: {label: (x, one row of y a seed)} -> assets/NAME.png, means with their intervals as bands. axis: what
+    matplotlib's Axes.set takes."""
     figure, axes = pyplot.subplots(figsize=(6, 3.2), dpi=100)
     for label, (x, y) in curves.items():
         mean, half = interval(y)
         axes.plot(x, mean, marker="o", label=label)
         axes.fill_between(x, mean - half, mean + half, alpha=0.2)
-    axes.set(xlabel=xlabel, ylabel=ylabel, **scales)
+    axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

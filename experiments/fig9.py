@@ -4,7 +4,7 @@
 """
 import numpy as np
 
-from common import DEVICE, WORDINGS, arguments, better, drawn, load, plot, result, right, sampled
+from common import DEVICE, WORDINGS, arguments, drawn, load, plot, result, right, sampled
 
 SENTENCES = ["on {background}: a {size} {shape}, all {color}, that {speed} moves {motion}",
              "here {speed} moves {motion} a {color} {shape} of {size} size before a {background} background",
@@ -20,6 +20,8 @@ for seed in range(args.seeds):
 shares = np.array(shares)  # (seeds, wordings)
 known = len(WORDINGS)
 names = [f"trained wording {i + 1}" for i in range(known)] + [f"new wording {i + 1}" for i in range(len(SENTENCES))]
-plot("fig9", f"wording (1-{known} were trained)", "videos as prompted", {"first 10 s": (range(1, len(names) + 1), shares)})
-result("fig9", "long and dense descriptions are followed", "pictures only", {n: shares[:, i] for i, n in enumerate(names)},
-       not better(shares[:, :known].mean(1), shares[:, known:].mean(1)))
+plot("fig9", f"wording (1-{known} were trained)", "videos as prompted", {"first 10 s": (range(1, len(names) + 1), shares)},
+     ylim=(0, 1.03))
+result("fig9", "long and dense descriptions are followed; here: other wordings, with at most 10 points less than trained ones",
+       "pictures only", {n: shares[:, i] for i, n in enumerate(names)},
+       {"new wordings minus trained ones, plus 0.1": shares[:, known:].mean(1) - shares[:, :known].mean(1) + 0.1})

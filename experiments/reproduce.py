@@ -1,7 +1,7 @@
 """Every figure and table of Section 4 that the toy world can show, and the README's table of them.
 
     python experiments/reproduce.py                  # those that fit an hour together, by the minutes they took before
-    python experiments/reproduce.py --minutes 600    # all
+    python experiments/reproduce.py --minutes inf    # all
     python experiments/reproduce.py --only fig6
     python experiments/reproduce.py --minutes 0      # none: only write the table again, from experiments/results/
 """
@@ -27,10 +27,10 @@ def measured(name):
 
 def fitting(minutes):
     """The quickest scripts, as many as this time allows."""
-    took = {name: found["minutes"] for name in NAMES if (found := measured(name))}
-    for name in sorted(took, key=took.get):
-        minutes -= took[name]
-        if minutes >= 0:
+    took, total = {n: found["minutes"] if (found := measured(n)) else float("inf") for n in NAMES}, 0
+    for name in sorted(NAMES, key=took.get):
+        total += took[name]
+        if total <= minutes:
             yield name
 
 
@@ -38,6 +38,7 @@ def row(name):
     r = measured(name)
     found = "<br>".join(f"{what}: {mean:.3g} ± {r['interval'][what]:.2g}" for what, mean in r["measured"].items())
     same = {True: "yes", False: "**no**", None: "cannot tell"}[r["same_direction"]]
+    same += "".join(f"<br>({what}: {mean:.3g} ± {half:.2g})" for what, (mean, half) in r.get("decisive", {}).items())
     return (f"| {name} | {r['claim']} | {r['paper']} | {found} | {same} | `{r['command']}`, {r['seeds']} seeds, "
             f"{r['minutes']:.0f} min, {r['machine']} |\n")
 
