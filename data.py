@@ -525,7 +525,8 @@ class Clips(torch.utils.data.Dataset):
                         return clip, item.caption
                 except ValueError:
                     pass
-            raise ValueError(f"{self.source}: no file with {frames} readable frames in 100 tries")
+            kept = "the last 64th of its files, kept for validation" if self.held else "its files for training"
+            raise ValueError(f"{self.source}: in 100 tries of {kept}, none with {frames} readable frames")
         if (t := latents(frames)) not in self.shards:
             self.shards[t] = self.open(t)
         shards, shares = self.shards[t]

@@ -56,8 +56,8 @@ class ModelConfig:
         return self.text_len + 3 + math.prod(self.latent_shape)  # <sot> text <eot> <soi> and the longest clip
 
     def __post_init__(self):
-        if self.dim % (2 * self.n_heads):
-            raise ValueError(f"dim {self.dim} must be a multiple of twice the {self.n_heads} heads")
+        if min(self.dim, self.n_layers, self.n_heads, self.ffn_dim, self.text_len) < 1 or self.dim % (2 * self.n_heads):
+            raise ValueError(f"sizes must be positive, and dim {self.dim} a multiple of twice the {self.n_heads} heads")
 
     # special tokens; <eoi> only closes the paper's count (4352 + 4 = 4356), five more are reserved
     pad = property(lambda self: self.text_vocab + self.video_vocab)

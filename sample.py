@@ -26,7 +26,7 @@ import warnings
 from fractions import Fraction
 
 import av
-import imageio.v2
+import imageio.v3
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -54,7 +54,7 @@ def load_checkpoint(path, kind=None):
         found = checkpoint["kind"]
     except FileNotFoundError as e:
         raise ValueError(f"{path} does not exist") from e
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError, ValueError) as e:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, OSError, ValueError) as e:
         raise ValueError(f"{path} is no checkpoint of train.py, or is cut short") from e
     if kind and found != kind:
         raise ValueError(f"{path} holds {found}, not {kind}")
@@ -219,21 +219,23 @@ def generate(model, tokenizer, text, prompt, seconds=10, cfg_scale=None, top_k=5
 
 
 @torch.inference_mode()
-def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, top_k=50, temperature=None, seeds=(0,),
+def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, top_k=50, temperature=None, seeds=None,
                    reencode=True, start=None, on_token=lambda: None, compiled=False):
-    """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3). seeds: one a prompt.
+    """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3). seeds: one a prompt (0, 1 ...).
 
     prompts: strings, or scenes [(second, string), ...], the first at 0, each from the nearest clip border on (see
     `scene_at`). start: 5 frames to go on from, uint8 (5, H, W, 3), which are not yielded again. on_token, compiled: see
     `generate_tokens`. reencode False conditions each extension on the old tokens instead, the paper's comparison in
     Fig. 6: those were made with all earlier frames as context, the start of a clip has none, and the model sees inputs
-    it never met. Raises ValueError if `seconds` is under one frame.
+    it never met. Raises ValueError if `seconds` is under one frame, or there are not as many seeds as prompts.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, h, w = config.latent_shape
     cfg_scale = config.cfg_scale if cfg_scale is None else cfg_scale
     temperature = config.temperature if temperature is None else temperature
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    generators = [torch.Generator(device).manual_seed(s) for s in (range(len(prompts)) if seeds is None else seeds)]
+    if len(generators) != len(prompts):
+        raise ValueError(f"{len(generators)} seeds for {len(prompts)} prompts")
     context = None if start is None else np.stack([start] * len(prompts))  # the last 5 frames, (B, 5, H, W, 3)
     tokens, cache, clips = None, memory(model, len(prompts), cfg_scale), plan(seconds, longest, start is not None)
     for made, new_frames, new_latents in clips:
@@ -375,14 +377,12 @@ class Writer:
 
     def __init__(self, path):
         self.path, ending = path, os.path.splitext(path)[1].lower()
-        self.frames, self.stream = 0, None  # a gif has no stream
+        self.frames, self.stream, self.pictures = 0, None, []  # a gif has pictures, no stream
         self.part = f"{path[:-4]}.part{ending}"
         options = {"movflags": "hybrid_fragmented", "frag_duration": "1000000", "flush_packets": "1"}  # microseconds
         if path == "-":
             self.part, options["movflags"] = "pipe:1", "empty_moov+default_base_moof"
-        if ending == ".gif":
-            self.file = imageio.v2.get_writer(self.part, mode="I", duration=1000 / FPS, loop=0)
-        else:
+        if ending != ".gif":
             self.file = av.open(self.part, "w", format="mp4", options=options)
             # no frame waits for later ones; and with its macroblock tree x264 did not repeat itself to the bit
             self.stream = self.file.add_stream("libx264", rate=Fraction(FPS), options={"tune": "zerolatency"})
@@ -391,7 +391,7 @@ class Writer:
     def write(self, frames):
         for frame in frames:  # uint8 (T, H, W, 3)
             if not self.stream:
-                self.file.append_data(frame)
+                self.pictures.append(frame)
             else:
                 if not self.stream.codec_context.is_open:
                     self.stream.height, self.stream.width = frame.shape[:2]
@@ -399,15 +399,18 @@ class Writer:
             self.frames += 1
 
     def close(self):
-        if self.frames and self.stream:
-            self.file.mux(self.stream.encode())
-        self.file.close()
+        if self.stream:
+            self.file.mux(self.stream.encode() if self.frames else [])
+            self.file.close()
+        elif self.frames:
+            ends = np.arange(self.frames + 1) * 1000 / FPS // 10 * 10  # a gif counts in hundredths of a second
+            imageio.v3.imwrite(self.part, np.stack(self.pictures), duration=np.diff(ends).tolist(), loop=0)
         if self.path == "-":
             return
         if self.frames:
             os.replace(self.part, self.path)
             print(f"{self.frames} frames at {FPS} frames/s -> {self.path}")
-        else:  # interrupted before the first clip: what stood there stays
+        elif os.path.exists(self.part):  # interrupted before the first clip: what stood there stays
             os.remove(self.part)
 
 
@@ -461,6 +464,8 @@ def settings():
     args = p.parse_args()
     if min(args.top_k, args.num_samples, args.batch_size, args.diffusion_steps) < 1:
         raise ValueError("--top-k, --num-samples, --batch-size and --diffusion-steps must be at least 1")
+    if not 0 <= args.seed < 2 ** 63:
+        raise ValueError("--seed must be from 0 to 2^63 - 1")
     if args.temperature is not None and not args.temperature > 0:
         raise ValueError("--temperature must be above 0")
     if not 0 < args.seconds < float("inf"):
@@ -489,6 +494,8 @@ def settings():
         raise ValueError(f"--out must end in .mp4 or .gif: {args.out}")
     if not os.access(os.path.dirname(args.out) or ".", os.W_OK) or any(map(os.path.isdir, outs)):
         raise ValueError(f"cannot write {args.out}")
+    if args.continue_from and any(os.path.exists(out) and os.path.samefile(out, args.continue_from) for out in outs):
+        raise ValueError(f"--out would replace {args.continue_from}, which is to be continued: give another")
     return args, rows, outs
 
 

@@ -46,6 +46,8 @@ class TokenizerConfig:
             raise ValueError("the tokenizer compresses 8x8x4: four multipliers, four blocks, two of three temporal halvings")
         if self.resolution % 8 or min(self.base_channels, *self.multipliers, self.codebook_size, self.code_dim) < 1:
             raise ValueError("resolution must be a multiple of 8, and every channel, multiplier and code count positive")
+        if self.codebook_size > 65536 or self.encoder_kernel not in (1, 3, 5):
+            raise ValueError("at most 65536 codes, as shards hold 16 bits a token; encoder_kernel 1, 3 or 5")
 
 
 TOKENIZER_PRESETS = {

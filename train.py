@@ -148,8 +148,8 @@ def parse():
             setattr(args, name, value)
     if not hasattr(args, "micro_batch"):
         args.micro_batch = args.batch_size if args.preset == "toy" else 1
-    if min(args.steps, args.batch_size, args.micro_batch, args.save_every, args.image_every + 1) < 1:
-        raise ValueError("--steps, --batch-size, --micro-batch and --save-every must be at least 1, --image-every 0 or more")
+    if min(args.steps, args.batch_size, args.micro_batch, args.save_every, args.image_every + 1, args.seed + 1) < 1:
+        raise ValueError("--steps, --batch-size, --micro-batch, --save-every must be at least 1, --image-every, --seed 0")
     args.warmup = min(args.warmup, args.steps // 2)
     return args
 
@@ -165,9 +165,14 @@ def settle(config, args, started):
 
 
 def save_atomically(path, checkpoint):
-    """Write beside the target, then rename: a crash while saving loses nothing."""
-    torch.save(checkpoint, path + ".tmp")
-    os.replace(path + ".tmp", path)
+    """Write beside the target, then rename: a crash while saving loses nothing. ValueError if it cannot be written."""
+    try:
+        torch.save(checkpoint, path + ".tmp")
+        os.replace(path + ".tmp", path)
+    except (OSError, RuntimeError) as e:  # RuntimeError: the disk is full
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+        raise ValueError(f"cannot write {path}; what it held before is whole") from e
 
 # ---------------------------------------------------------------------------------------------------------------------
 # speed and size
@@ -217,7 +222,7 @@ def save_shards(path, checkpoint, state):
                                             "shapes": {k: tuple(v.shape) for k, v in state.items()}})
         for old in os.listdir(os.path.dirname(path)):  # an earlier step's, or one that a kill cut short
             old = os.path.join(os.path.dirname(path), old)
-            if old.startswith(path + ".") and os.path.isdir(old) and old != folder:
+            if old.startswith(path + ".") and old[len(path) + 1:].isdecimal() and old != folder:
                 shutil.rmtree(old)
     dist.barrier()
 
@@ -271,8 +276,11 @@ def main():
     if not resumed and parent != "none" and not (args.init or os.path.exists(parent)):
         raise ValueError(f"{parent} does not exist: train stage {stage - 1} first, or start from nothing by --init none")
     started = resumed or (load_checkpoint(parent) if parent != "none" else None)
-    if started and (started["kind"] == "tokenizer") != (stage == 0):
+    if started and started["kind"] not in (NAMES[1:] if stage else NAMES[:1]):
         raise ValueError(f"stage {stage} cannot start from {parent}: it holds {started['kind']}")
+    if started and not (resumed or args.init) and started["step"] < started["args"]["steps"]:
+        raise ValueError(f"{parent} is at step {started['step']} of {started['args']['steps']}: --resume stage {stage - 1} "
+                         f"first, or start from there by --init {parent}")
 
     # --- the network and what it is fed with
     tokenizer = text = None
@@ -362,10 +370,12 @@ def main():
             save_atomically(path, checkpoint)
 
     held = Clips(args.data, args.seed, stage, resolution, held=True, mix=args.mix)
+    held[0, 0, FRAMES[stage]]  # if there is none, say so now
 
     @torch.no_grad()
     def validate():
-        """Mean loss over 8 clips of the stage's longest length that training never draws."""
+        """Mean loss over 8 clips of the stage's longest length, of other files than training's or, of the toy world, of
+        other seeds: it is so small that training draws a third of these, too."""
         module.eval()
         logs = [loss_of(*collate([held[0, i, FRAMES[stage]]]), 0)[1] for i in range(8)]
         module.train()
@@ -444,4 +454,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as e:
-        sys.exit(f"train.py: {e}")
+        sys.exit("train.py: " + str(e).strip().rpartition("\n")[2])  # a worker's error has its traceback before it

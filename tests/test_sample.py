@@ -39,6 +39,7 @@ def test_command_line(tiny, tmp_path):
             ranks=0 if name == "b.mp4" else None)
         videos.append(imageio.v3.imread(tmp_path / name))
     assert all(v.shape == (13, 64, 64, 3) for v in videos)
+    assert (read_clip(tmp_path / "d.gif", 13, size=64) == videos[3]).all()  # every picture at its time
     assert imageio.v3.immeta(tmp_path / "a.mp4", plugin="pyav")["fps"] == 6.5
     assert (videos[0] == videos[1]).all() and not (videos[0] == videos[2]).all()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4", "d.gif"]  # nothing left behind
@@ -86,6 +87,9 @@ def test_an_interrupt_or_a_crash_leaves_a_video_that_plays(tiny, tmp_path):
         assert sampler.wait(timeout=60) == (130 if stop == signal.SIGINT else -stop)
         assert frames_in(tmp_path / name) >= 50
         assert (tmp_path / "a.part.mp4").exists() == (stop == signal.SIGKILL)
+    for name in ("b.mp4", "b.gif"):  # interrupted before the first clip: nothing to keep
+        Writer(str(tmp_path / name)).close()
+        assert not (tmp_path / name).exists()
 
 
 def test_the_standard_output_is_an_mp4(tiny, tmp_path):
@@ -133,10 +137,14 @@ def test_going_on_from_a_video(tiny, loaded, tmp_path):
     assert (last == imageio.v3.imread(tmp_path / "a.mp4")[-5:]).mean() > 0.5 and last.shape == (5, 64, 64, 3)
     run("sample.py", "--ckpt", tiny, "--continue-from", tmp_path / "a.mp4", "--seconds", 2, "--out", tmp_path / "b.mp4")
     assert frames_in(tmp_path / "b.mp4") == 13
+    assert "to be continued" in fails("sample.py", "--ckpt", tiny, "--continue-from", tmp_path / "a.mp4",
+                                      "--out", f"{tmp_path}/./a.mp4")
     starts = [toy_clip(np.random.default_rng(i), 5)[0] for i in range(2)]
     videos = [list(generate_batch(model, tokenizer, text, ["", PROMPT], 12, start=start, seeds=[0, 1])) for start in starts]
     assert [clips.shape[:2] for clips in videos[0]] == [(2, 60), (2, 18)]
     assert not (videos[0][0] == videos[1][0]).all()
+    with pytest.raises(ValueError, match="1 seeds for 2"):
+        next(generate_batch(model, tokenizer, text, ["", PROMPT], seeds=[0]))
     writer = Writer(str(tmp_path / "short.mp4"))
     writer.write(np.zeros((3, 64, 64, 3), np.uint8))
     writer.close()

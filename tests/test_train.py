@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, command, fails, metrics, run
 
-from sample import load
+from sample import SHIPPED, load
 from train import FRAME_RANGES
 
 
@@ -138,9 +138,13 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "another shape" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--init", tiny / "stage2.pt", "--dim", 64)
     assert "same flags" in fails("train.py", "--stage", 1, "--out", tiny, "--resume", "--steps", 99)
     assert "cannot start from" in fails("train.py", "--stage", 2, "--out", tiny, "--overwrite", "--init", tiny / "tokenizer.pt")
+    assert "holds critic" in fails("train.py", "--stage", 1, "--out", tmp_path, "--init", f"{SHIPPED}/critic.pt")
+    assert "must be positive" in fails("train.py", "--stage", 1, "--out", tmp_path, "--n-heads", 0)
     assert "twice the" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--dim", 30, "--n-heads", 4)
     assert "8x8x4" in fails("train.py", "--stage", 0, "--out", tmp_path, "--multipliers", 1, 2)
     assert "no token shards" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--data", tmp_path)
+    torch.save(torch.load(tiny / "stage1.pt", weights_only=True) | {"step": 5}, tmp_path / "stage1.pt")
+    assert "is at step 5 of 12" in fails("train.py", "--stage", 2, "--out", tmp_path)
     (tmp_path / "stage1.pt").write_bytes(before[:1000])
     assert "cut short" in fails("train.py", "--stage", 2, "--out", tmp_path)
     assert (tiny / "stage1.pt").read_bytes() == before
