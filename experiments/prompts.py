@@ -82,8 +82,9 @@ def speed(attributes):
 
 
 def in_motion(video, speed):
-    """True if one object moves through the whole video (T, H, W, 3) without a jump of over three times its speed
-    (pixels a frame) between two frames and without a standstill of over a second (a quarter of the way it should make)."""
+    """True if the centre of what differs from the ground moves through the whole video (T, H, W, 3) without a jump of over
+    three times its speed (pixels a frame) between two frames and without a standstill of over a second (a quarter of the way
+    it should make)."""
     _, _, centre = locate(video)
     if np.isnan(centre).any() or np.linalg.norm(np.diff(centre, axis=0), axis=1).max() > 3 * speed:
         return False
