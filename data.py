@@ -195,8 +195,9 @@ def film(file, fps):
             if stream.width * stream.height > LARGEST:
                 raise ValueError(f"{stream.width}x{stream.height} pixels are too many")
             yield frames_at(container, fps)
-    except (av.FFmpegError, OSError, IndexError, TypeError, ValueError, MemoryError) as e:
-        reason = "no video in it" if isinstance(e, IndexError) else str(e).partition(":")[0]
+    except (av.FFmpegError, OSError, IndexError, AttributeError, TypeError, ValueError, MemoryError) as e:
+        reasons = {IndexError: "no video in it", AttributeError: "no decoder for it"}  # as av.open's streams answer then
+        reason = reasons.get(type(e)) or str(e).partition(":")[0]
         raise ValueError(f"not a readable video ({reason})") from e
 
 
@@ -343,7 +344,7 @@ def folder_items(folder):
     if os.path.exists(path := os.path.join(folder, "captions.jsonl")):
         with open(path, errors="replace") as f:
             try:
-                table = {row["file"]: str(row["caption"]) for row in map(json.loads, f)}
+                table = {row["file"]: str(row["caption"] or "") for row in map(json.loads, f)}
             except (ValueError, KeyError, TypeError) as e:
                 raise ValueError(f'{path}: every line must be {{"file": ..., "caption": ...}}') from e
     elif not os.path.isdir(folder):
@@ -418,15 +419,20 @@ def tar_item(name, members, file, path, again):
 # ---------------------------------------------------------------------------------------------------------------------
 # token shards: PART.t17.tokens.npy uint16 (N, t, h, w) with PART.t17.captions.jsonl, PART.json once it is whole, meta.json
 
+class TooShort(ValueError):
+    """No clip of a folder of shards has so many frames."""
+
+
 class TokenShards:
-    """Every clip in a folder of shards that is at least `latent_frames` long, cut to that length; memory-mapped.
+    """Every clip in a folder of shards that is at least `latent_frames` long, cut to that length; read when asked for, as
+    thousands of parts would be more files than a process may keep open.
 
     shards[i] -> (tokens int64 (latent_frames, h, w), caption). `meta` holds codebook_size, frames, fps, resolution and
-    tokenizer_hash. Raises ValueError if the folder holds no such shard.
+    tokenizer_hash. Raises ValueError if the folder holds no shards, `TooShort` if none has clips so long.
     """
 
     def __init__(self, folder, latent_frames):
-        self.latent_frames, self.tokens, self.captions, self.lines = latent_frames, [], [], []
+        self.latent_frames, self.shards = latent_frames, []  # (path, shape, where tokens begin, where each caption ends)
         try:
             with open(os.path.join(folder, "meta.json")) as f:
                 self.meta = json.load(f)
@@ -434,16 +440,17 @@ class TokenShards:
                 for name in (f"{part}.t{t}" for t in map(latents, LENGTHS) if t >= latent_frames):
                     path = os.path.join(folder, name)
                     if os.path.exists(path + ".tokens.npy"):
-                        self.tokens.append(np.load(path + ".tokens.npy", mmap_mode="r"))
-                        self.captions.append(np.memmap(path + ".captions.jsonl", mode="r"))
-                        self.lines.append(np.flatnonzero(self.captions[-1] == ord("\n")))  # where each line ends
-                        if len(self.tokens[-1]) != len(self.lines[-1]):
-                            raise ValueError(f"{name}: {len(self.tokens[-1])} clips but {len(self.lines[-1])} captions")
+                        tokens = np.load(path + ".tokens.npy", mmap_mode="r")
+                        with open(path + ".captions.jsonl", "rb") as f:
+                            ends = np.cumsum([len(line) for line in f])
+                        if len(tokens) != len(ends):
+                            raise ValueError(f"{name}: {len(tokens)} clips but {len(ends)} captions")
+                        self.shards.append((path, tokens.shape, tokens.offset, ends))
         except (OSError, ValueError, KeyError) as e:
             raise ValueError(f"{folder}: no token shards here ({e}); write some with data.py") from e
-        self.ends = np.cumsum([len(t) for t in self.tokens])
+        self.ends = np.cumsum([shape[0] for _, shape, *_ in self.shards])
         if not len(self):
-            raise ValueError(f"{folder}: no clips of {latent_frames} latent frames or more")
+            raise TooShort(f"{folder}: no clips of {latent_frames} latent frames or more")
 
     def __len__(self):
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -455,10 +462,12 @@ class TokenShards:
     def row(self, i):
         """-> (tokens uint16 at the clip's full length, caption)."""
         shard = int(np.searchsorted(self.ends, i, side="right"))
-        i -= self.ends[shard] - len(self.tokens[shard])
-        lines = self.lines[shard]
-        line = self.captions[shard][lines[i - 1] + 1 if i else 0:lines[i]]
-        return self.tokens[shard][i], json.loads(line.tobytes())["caption"]
+        path, shape, offset, ends = self.shards[shard]
+        i, size = i - self.ends[shard] + shape[0], math.prod(shape[1:])
+        tokens = np.fromfile(path + ".tokens.npy", np.uint16, size, offset=offset + 2 * size * i).reshape(shape[1:])
+        with open(path + ".captions.jsonl", "rb") as f:
+            f.seek(ends[i - 1] if i else 0)
+            return tokens, json.loads(f.readline())["caption"]
 
 
 def latents(frames):
@@ -540,9 +549,8 @@ class Clips(torch.utils.data.Dataset):
             try:
                 shards.append(TokenShards(folder, t))
                 shares.append(self.mix[i] if self.mix else len(shards[-1]))
-            except ValueError:
-                if len(self.folders) == 1:
-                    raise
+            except TooShort:
+                pass  # maybe another folder has such clips
         if not sum(shares):
             raise ValueError(f"{self.source}: no clips of {t} latent frames or more")
         return shards, np.array(shares) / sum(shares)
@@ -633,8 +641,8 @@ def inspect(folder, ckpt, device):
     counts, skipped = totals(folder)
     reasons = Counter(s["reason"] for s in skipped)
     used = np.zeros(shards.meta["codebook_size"], bool)
-    for tokens in shards.tokens:
-        used[np.unique(tokens)] = True
+    for path, *_ in shards.shards:
+        used[np.unique(np.load(path + ".tokens.npy"))] = True
     for frames, n in counts.items():
         print(f"{n} clips of {frames} frames, {frames / FPS:.1f} s each, {n * frames / FPS / 3600:.2f} hours")
     print(f"{len(skipped)} files skipped" + "".join(f"\n    {n} x {why}" for why, n in reasons.most_common(10)))
@@ -719,7 +727,7 @@ def main():
         f.writelines(json.dumps(s) + "\n" for s in skipped)
     print(f"{args.out}: " + (", ".join(f"{n} clips of {frames} frames" for frames, n in clips.items()) or "no clips")
           + f"; {len(skipped)} skipped, see skipped.jsonl")
-    if not clips:
+    if not clips and len(parts(args.out)) == -(-total // args.part):  # other jobs may still be at theirs
         raise ValueError("no clip could be encoded")
 
 

@@ -1,13 +1,14 @@
 """Real data: the long benchmark of Sec. 4.2 (Table 1) and the MSR-VTT protocol of Table 2, for whoever has the data.
 
 --input is a folder as data.py reads it, videos beside their captions. A video is generated for each caption, and set
-against the real ones: FVD through I3D on 16 frames, and CLIP score of the generated frames (ViT-L/14; Table 1's VTM, a
-hundred times Table 2's CLIPSIM). Figure 8, a user study, cannot be reproduced by a program.
+against the real ones: FVD through I3D on 16 frames, and CLIP score of the generated frames, in percent (Table 1's VTM is
+by ViT-L/14; Table 2's CLIPSIM is by ViT-B/32 as a rule, and not in percent). Figure 8, a user study, cannot be reproduced by a program.
 
     # the paper's own benchmark: the 1000 longest clips of WebVid's validation set, cut to the shortest one's 27 seconds
     python experiments/benchmark.py --input webvid_val --longest 1000 --seconds 27 --ckpt runs/7b --i3d i3d_torchscript.pt
     # MSR-VTT, zero-shot: its 2990 test videos, one caption each, 16 frames
-    python experiments/benchmark.py --input msrvtt_test --seconds 2.5 --ckpt runs/7b --i3d i3d_torchscript.pt
+    python experiments/benchmark.py --input msrvtt_test --seconds 2.5 --ckpt runs/7b --i3d i3d_torchscript.pt \
+        --clip openai/clip-vit-base-patch32
 """
 import argparse
 import json
@@ -16,7 +17,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from metrics import DEVICE, FRAMES, clip_score, frechet_distance, i3d_features  # first: it finds the five files
+from metrics import DEVICE, FRAMES, clip, clip_score, frechet_distance, i3d, i3d_features  # first: it finds the five files
 from data import FPS, folder_items
 from sample import generate_batch, load
 
@@ -53,7 +54,8 @@ def main():
     frames, size = round(args.seconds * FPS), tokenizer.config.resolution
     if frames < FRAMES:
         raise ValueError(f"--seconds must be {FRAMES / FPS:.1f} or more: FVD looks at {FRAMES} frames")
-    items = list(folder_items(args.input))
+    i3d(args.i3d), args.clip == "none" or clip(args.clip)  # if they cannot be had, say so now
+    items = [item for item in folder_items(args.input) if item.caption]
     items = longest_first(items)[:args.longest] if args.longest else items
     real, generated, scores, captions = [], [], [], []
     for item in tqdm(items, desc="real"):
@@ -61,7 +63,7 @@ def main():
             video = item.read(frames, size)[0]
         except ValueError:
             continue
-        if len(video) == frames and item.caption:
+        if len(video) == frames:
             real.append(i3d_features(windows(video), args.i3d))
             captions.append(item.caption)
     for i in tqdm(range(0, len(captions), args.batch_size), desc="generated"):
@@ -70,7 +72,7 @@ def main():
                                                   seeds=range(args.seed + i, args.seed + i + len(batch)))), 1)
         generated += [i3d_features(windows(video), args.i3d) for video in made]
         if args.clip != "none":
-            scores.extend(clip_score(made[:, ::4], batch, args.clip))
+            scores.extend(clip_score(made, batch, args.clip))
     if not captions:
         raise ValueError(f"{args.input}: no captioned video of {args.seconds} seconds")
     distance = frechet_distance(np.concatenate(real), np.concatenate(generated))

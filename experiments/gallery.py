@@ -18,7 +18,10 @@ PROMPTS = ["a large yellow square moves up and down slowly on a navy background"
            "a large green triangle moves diagonally slowly on a black background",
            "a small white square moves diagonally quickly on a navy background"]
 
-if __name__ == "__main__":
+
+def main():
+    if len(sys.argv) != 2:
+        raise ValueError("name the GIF to write")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     clips = generate_batch(*load(None, device), PROMPTS, seconds=60, seeds=range(len(PROMPTS)))
     videos = np.concatenate(list(clips), axis=1).repeat(2, 2).repeat(2, 3)  # (B, T, H, W, 3)
@@ -26,4 +29,12 @@ if __name__ == "__main__":
     pictures = [Image.fromarray(np.concatenate(frames, axis=1)) for frames in videos.swapaxes(0, 1)]
     palette = pictures[0].quantize(64)  # one for all frames, and no dither, keep the file small
     first, *others = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
-    first.save(sys.argv[1], save_all=True, append_images=others, duration=250 / FPS, loop=0)
+    ends = np.arange(len(pictures) + 1) * 250 / FPS // 10 * 10  # a gif counts in hundredths of a second
+    first.save(sys.argv[1], save_all=True, append_images=others, duration=np.diff(ends).tolist(), loop=0)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        sys.exit(f"gallery.py: {e}")

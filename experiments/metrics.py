@@ -24,6 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import TOY, to_float, toy_attributes, toy_clip  # noqa: E402
 from sample import SHIPPED, load_checkpoint  # noqa: E402
+from train import save_atomically  # noqa: E402
 
 FRAMES = 16  # the field's length of a clip for FVD
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -150,7 +151,8 @@ def clip(weights):
 
 
 def clip_score(videos, captions, weights="openai/clip-vit-large-patch14"):
-    """100 x the cosine of CLIP's picture and text, no less than 0, averaged over the frames (CLIPSIM is a hundredth of it).
+    """100 x the cosine of CLIP's picture and text, no less than 0, averaged over the frames. CLIPSIM is a hundredth of it, as a
+    rule with openai/clip-vit-base-patch32.
 
     videos uint8 (B, T, H, W, 3), captions B strings, weights a name or folder of transformers -> float64 (B,). Raises
     ValueError if the weights cannot be had."""
@@ -169,9 +171,10 @@ def main():
     p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--out", default=os.path.join(SHIPPED, "critic.pt"))
     args = p.parse_args()
+    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     network, accuracy = train_critic(args.steps)
     weights = {k: v.bfloat16() for k, v in network.state_dict().items()}
-    torch.save({"kind": "critic", "weights": weights}, args.out)
+    save_atomically(args.out, {"kind": "critic", "weights": weights})
     print(f"{args.out}: " + ", ".join(f"{name} {share:.1%}" for name, share in accuracy.items()) + " right on 256 new clips")
 
 

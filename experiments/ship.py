@@ -6,20 +6,23 @@ import os
 import shutil
 import sys
 
-import torch
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from sample import load_checkpoint  # noqa: E402
+from sample import load_checkpoint, whole_weights  # noqa: E402
+from train import save_atomically  # noqa: E402
 
 
 def ship(source, target):
     """Write tokenizer.pt, stage3.pt and metrics.jsonl of folder `source`, made small, to folder `target`."""
-    os.makedirs(target, exist_ok=True)
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise ValueError("source and target are the same folder")
+    files = {}
     for name in ("tokenizer", "stage3"):
-        checkpoint = load_checkpoint(os.path.join(source, name + ".pt"), name)
+        checkpoint = load_checkpoint(path := os.path.join(source, name + ".pt"), name)
         small = {k: checkpoint[k] for k in ("kind", "config", "step", "args", "tokenizer_hash")}
-        small["weights"] = {k: v.bfloat16() for k, v in checkpoint["weights"].items()}
-        torch.save(small, os.path.join(target, name + ".pt"))
+        files[name] = small | {"weights": {k: v.bfloat16() for k, v in whole_weights(path, checkpoint).items()}}
+    os.makedirs(target, exist_ok=True)
+    for name, small in files.items():
+        save_atomically(os.path.join(target, name + ".pt"), small)
     shutil.copy(os.path.join(source, "metrics.jsonl"), target)
 
 

@@ -143,6 +143,7 @@ def corpus(tmp_path_factory):
     red.resize((7680, 4320)).save(folder / "zhuge.jpg")
     good = ["a", "c", "clear", "d", "one", "print", "short", "wide", "zhuge", "deep/long"]
     (folder / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:300])
+    (folder / "codec.mp4").write_bytes((folder / "a.mp4").read_bytes().replace(b"avc1", b"zzzz"))
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_bytes(b"hello")
     (folder / "picture.mp4").write_bytes((folder / "wide.png").read_bytes())
@@ -156,7 +157,7 @@ def corpus(tmp_path_factory):
         if path.stem != "silent":
             path.with_suffix(".txt").write_bytes(f"thing {path.relative_to(folder).with_suffix('')} moves\n".encode())
     (folder / "a.txt").write_bytes(b"thing a \xff moves " + b"on " * 40_000)
-    return folder, good, 10
+    return folder, good, 11
 
 
 def test_a_folder_of_anything(tiny, tmp_path, corpus):

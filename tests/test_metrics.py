@@ -74,6 +74,7 @@ def test_benchmark_of_real_videos(tmp_path, world, tiny):
         imageio.v3.imwrite(tmp_path / f"{i}.mp4", video, fps=6.5, plugin="pyav", codec="libx264")
         (tmp_path / f"{i}.txt").write_text(caption)
     (tmp_path / "broken.mp4").write_text("no video")
+    (tmp_path / "broken.txt").write_text("a caption")
     common = ["--input", tmp_path, "--i3d", tmp_path / "i3d.pt", "--clip", "none", "--ckpt", tiny]
     found = json.loads(run("experiments/benchmark.py", *common, "--seconds", 2.5).stdout)
     assert found["videos"] == 3 and found["passed over"] == 2 and found["FVD"] > 1
