@@ -14,6 +14,8 @@ looks, values, shown = critic(), {}, {}
 for seed in range(args.seeds):
     wanted = drawn(seed, args.n)
     real = critic_features(drawn_videos(wanted * 4, 17, seed), looks)
+    if not seed:
+        shown["as asked"] = drawn_videos(wanted[:8], 17, seed)[:, -1]
     for name, shape in SIZES.items():
         flags = [x for pair in zip(("--dim", "--n-layers", "--n-heads", "--ffn-dim"), shape) for x in pair]
         folder = trained(f"size{name.split()[0]}-{seed}", 1, seed, args.images, *flags)
