@@ -38,7 +38,7 @@ def row(name):
     r = measured(name)
     found = "<br>".join(f"{what}: {mean:.3g} ± {r['interval'][what]:.2g}" for what, mean in r["measured"].items())
     same = {True: "yes", False: "**no**", None: "cannot tell"}[r["same_direction"]]
-    same += "".join(f"<br>({what}: {mean:.3g} ± {half:.2g})" for what, (mean, half) in r.get("decisive", {}).items())
+    same += "".join(f"<br>({what}: {mean:.3g} ± {half:.2g})" for what, (mean, half) in r["decisive"].items())
     return (f"| {name} | {r['claim']} | {r['paper']} | {found} | {same} | `{r['command']}`, {r['seeds']} seeds, "
             f"{r['minutes']:.0f} min, {r['machine']} |\n")
 
