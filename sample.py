@@ -368,6 +368,11 @@ def from_unit(images):
 # ---------------------------------------------------------------------------------------------------------------------
 # command line
 
+def gif_durations(n, fps):
+    """How long to show each of n pictures, in ms: a gif counts in hundredths of a second, so they differ by one of these."""
+    return np.diff(np.arange(n + 1) * 1000 / fps // 10 * 10).tolist()
+
+
 class Writer:
     """Appends frames to an .mp4 (H.264, yuv420p) or .gif file at 6.5 frames/s, or to "-", the standard output.
 
@@ -403,8 +408,7 @@ class Writer:
             self.file.mux(self.stream.encode() if self.frames else [])
             self.file.close()
         elif self.frames:
-            ends = np.arange(self.frames + 1) * 1000 / FPS // 10 * 10  # a gif counts in hundredths of a second
-            imageio.v3.imwrite(self.part, np.stack(self.pictures), duration=np.diff(ends).tolist(), loop=0)
+            imageio.v3.imwrite(self.part, np.stack(self.pictures), duration=gif_durations(self.frames, FPS), loop=0)
         if self.path == "-":
             return
         if self.frames:

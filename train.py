@@ -149,7 +149,7 @@ def parse():
     if not hasattr(args, "micro_batch"):
         args.micro_batch = args.batch_size if args.preset == "toy" else 1
     if min(args.steps, args.batch_size, args.micro_batch, args.save_every, args.image_every + 1, args.seed + 1) < 1:
-        raise ValueError("--steps, --batch-size, --micro-batch, --save-every must be at least 1, --image-every, --seed 0")
+        raise ValueError("--steps, --batch-size, --micro-batch, --save-every must be at least 1, --image-every and --seed 0")
     args.warmup = min(args.warmup, args.steps // 2)
     return args
 

@@ -2,7 +2,8 @@
 
 --input is a folder as data.py reads it, videos beside their captions. A video is generated for each caption, and set
 against the real ones: FVD through I3D on 16 frames, and CLIP score of the generated frames, in percent (Table 1's VTM is
-by ViT-L/14; Table 2's CLIPSIM is by ViT-B/32 as a rule, and not in percent). Figure 8, a user study, cannot be reproduced by a program.
+by ViT-L/14; Table 2's CLIPSIM is by ViT-B/32 as a rule, and not in percent). Figure 8, a user study, cannot be reproduced
+by a program.
 
     # the paper's own benchmark: the 1000 longest clips of WebVid's validation set, cut to the shortest one's 27 seconds
     python experiments/benchmark.py --input webvid_val --longest 1000 --seconds 27 --ckpt runs/7b --i3d i3d_torchscript.pt

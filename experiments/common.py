@@ -1,7 +1,7 @@
 """What the scripts of Section 4 share: prompts and their videos, a verdict per stretch of time, intervals, pictures.
 
 A script measures with several seeds and writes experiments/results/NAME.json and assets/NAME.png; reproduce.py runs them
-all and writes the README's table.
+and writes the README's table.
 """
 import argparse
 import json
@@ -88,6 +88,12 @@ def logged(folder, stage):
     """The lines of metrics.jsonl of one stage."""
     with open(os.path.join(folder, "metrics.jsonl")) as f:
         return [m for m in map(json.loads, f) if m["stage"] == stage]
+
+
+def early_and_late(losses):
+    """Losses of train.py's FRAME_RANGES, (..., 5) -> (those of frames 1-17, of frames 18-65), (...): frame 1 is one latent
+    frame, every other range is four."""
+    return losses[..., :2] @ [0.2, 0.8], losses[..., 2:].mean(-1)
 
 
 def interval(values):

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from common import arguments, logged, plot, result, trained
+from common import arguments, early_and_late, logged, plot, result, trained
 from sample import SHIPPED
 from train import FRAME_RANGES
 
@@ -51,7 +51,7 @@ def main():
     plot("fig3", "step", "loss on mosaics, nats a token",
          {f"frames {r}": (middle, curves[:, :, i]) for i, r in enumerate(FRAME_RANGES)}, yscale="log")
     last = curves[:, -1]
-    early, late = last[:, :2] @ [0.2, 0.8], last[:, 2:].mean(1)  # frame 1 is one latent frame, each other range is four
+    early, late = early_and_late(last)
     result("fig3", "trained directly on long clips (here on mosaics), frames 18-65 have less loss than frames 1-17",
            "the later the frames, the smaller the loss (curves only)",
            {f"loss of frames {r}": last[:, i] for i, r in enumerate(FRAME_RANGES)},

@@ -8,8 +8,8 @@ sample.
 """
 import numpy as np
 
-from common import (DEVICE, LOOKS, arguments, caption, drawn, drawn_videos, load, logged, picture, result, right, sampled,
-                    trained)
+from common import (DEVICE, LOOKS, arguments, caption, drawn, drawn_videos, early_and_late, load, logged, picture, result,
+                    right, sampled, trained)
 from metrics import critic, critic_features, frechet_distance
 from train import FRAME_RANGES
 
@@ -35,11 +35,11 @@ for seed in range(args.seeds):
         videos = sampled(load(folder, DEVICE), [caption(a) for a in wanted], 17 / 6.5, seed)
         if not seed:
             shown[name] = videos[:8, -1]
-        loss = np.mean([[m["loss_" + r] for r in FRAME_RANGES] for m in logged(folder, 3)[-100:]], axis=0)
+        losses = [[m["loss_" + r] for r in FRAME_RANGES] for m in logged(folder, 3)[-100:]]
+        early, late = early_and_late(np.mean(losses, axis=0))
         for what, value in (("objects as prompted", right(videos, wanted, LOOKS)),
                             ("Fréchet distance", frechet_distance(real, critic_features(videos, looks))),
-                            ("loss of frames 1-17", loss[:2] @ [0.2, 0.8]),  # frame 1 is one latent frame of five
-                            ("loss of frames 18-65", loss[2:].mean())):
+                            ("loss of frames 1-17", early), ("loss of frames 18-65", late)):
             values.setdefault(f"{what}, {name}", []).append(value)
 picture("fig5", shown)
 result("fig5", "short-to-long training with re-weighting keeps the appearance of the first 17 frames",

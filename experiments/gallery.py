@@ -11,7 +11,7 @@ from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import FPS  # noqa: E402
-from sample import generate_batch, load  # noqa: E402
+from sample import generate_batch, gif_durations, load  # noqa: E402
 
 PROMPTS = ["a large yellow square moves up and down slowly on a navy background",
            "a small red circle moves left and right quickly on a gray background",
@@ -29,8 +29,7 @@ def main():
     pictures = [Image.fromarray(np.concatenate(frames, axis=1)) for frames in videos.swapaxes(0, 1)]
     palette = pictures[0].quantize(64)  # one for all frames, and no dither, keep the file small
     first, *others = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
-    ends = np.arange(len(pictures) + 1) * 250 / FPS // 10 * 10  # a gif counts in hundredths of a second
-    first.save(sys.argv[1], save_all=True, append_images=others, duration=np.diff(ends).tolist(), loop=0)
+    first.save(sys.argv[1], save_all=True, append_images=others, duration=gif_durations(len(pictures), 4 * FPS), loop=0)
 
 
 if __name__ == "__main__":
