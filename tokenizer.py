@@ -1,23 +1,24 @@
-"""tokenizer.py - video <-> tokens (Sec. 3.1 "Video Tokenizer", Sec. 4.1 "Model Architecture").
+"""tokenizer.py: video <-> tokens (Sec. 3.1, Sec. 4.1 "Model Architecture").
 
-A strictly causal 3D CNN in the MAGVIT-v2 layout compresses 8x in height and width and 4x in time, and treats the first
-frame on its own; Clustering VQ (Zheng & Vedaldi, "Online Clustered Codebook", ICCV 2023) turns each latent vector into
-one of `codebook_size` codes.
+    video (B, 3, T, H, W) in [-1, 1], T = 1 + 4k frames
+      -> Encoder       latents (B, C, t, h, w), t = 1 + k, h = H/8, w = W/8
+      -> ClusteringVQ  tokens (B, t, h, w) int64, each one of the codes
+      -> Decoder       video (B, 3, T, H, W)
 
-    video (B, 3, T, H, W) in [-1, 1], T = 1 + 4k
-      -> encoder -> latents (B, C, t, h, w), t = 1 + (T-1)/4, h = H/8, w = W/8
-      -> ClusteringVQ -> tokens (B, t, h, w) int64     the paper: 65 frames of 128x128 -> 17x16x16 tokens of 8192 codes
-      -> decoder -> video
+Latent frame 0 holds frame 0 alone, latent frame n holds frames 4n-3 ... 4n,
+and nothing depends on a later frame. So an image is a clip of one frame, and
+the first 17 frames have the first 5 latent frames of the clip's tokens:
 
-*Strictly* causal: latent frame 0 is made of frame 0 alone, latent frame n of frames up to 4n, and decoding it gives
-frames 4n-3 ... 4n without looking at later tokens. So an image is a clip of one frame, a prefix of a clip has the
-prefix of its tokens, and the first frames of an encoded clip serve the shorter training stages. Three habits keep it
-so: convolutions are padded on the left in time only; normalisation looks at one position at a time (a GroupNorm over
-time would leak the future); every temporal upsampling drops its first frame.
+1. Convolutions are padded on the left in time only (`CausalConv3d`).
+2. Norms see one position at a time; a GroupNorm would see the future.
+3. The first frame stays alone: stride 2 turns 1 + 2k frames into 1 + k, and
+   `Upsample` drops the very first of the frames it doubles.
 
-`VideoTokenizer`, `ClusteringVQ` and `Discriminator` are trained by `train.py --stage 0`; this file knows nothing about
-files, captions or optimisers.
+This file knows nothing about captions, optimizers or the language model.
 """
+import hashlib
+import os
+import pickle
 from dataclasses import dataclass
 
 import torch
@@ -25,110 +26,132 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
-
 @dataclass
 class TokenizerConfig:
-    """The tokenizer's shape; the defaults are the paper's 246 M parameters."""
-    resolution: int = 128  # pixels, height = width
-    frames: int = 65  # the longest clip
-    base_channels: int = 128
-    multipliers: tuple = (1, 2, 2, 4)  # channels of each level, x base_channels; a x2 downsampling between levels
-    encoder_blocks: tuple = (1, 2, 3, 6)  # residual blocks of each level; one at the first costs 15 times one at the last
-    encoder_kernel: int = 3  # of their convolutions
+    """The defaults: the paper's 246 M parameters (Sec. 4.1)."""
+    resolution: int = 128  # pixels, height = width (Sec. 3.1)
+    frames: int = 65  # of the longest clip (Sec. 3.1)
+    codebook_size: int = 8192  # (Sec. 3.1)
+    code_dim: int = 8  # our choice
+    base_channels: int = 128  # MAGVIT-v2's, as the multipliers
+    multipliers: tuple = (1, 2, 2, 4)  # channels of the four levels
+    temporal: tuple = (False, True, True)  # downsamplings of time
+    encoder_blocks: tuple = (1, 2, 3, 6)  # at each level (our choice)
     decoder_blocks: tuple = (2, 2, 3, 5)
-    temporal: tuple = (False, True, True)  # which downsamplings also halve time
-    codebook_size: int = 8192
-    code_dim: int = 8
+    encoder_kernel: int = 3
 
     def __post_init__(self):
-        if (*map(len, (self.multipliers, self.encoder_blocks, self.decoder_blocks, self.temporal)), sum(self.temporal)
-                ) != (4, 4, 4, 3, 2):
-            raise ValueError("the tokenizer compresses 8x8x4: four multipliers, four blocks, two of three temporal halvings")
-        if self.resolution % 8 or min(self.base_channels, *self.multipliers, self.codebook_size, self.code_dim) < 1:
-            raise ValueError("resolution must be a multiple of 8, and every channel, multiplier and code count positive")
-        if self.codebook_size > 65536 or self.encoder_kernel not in (1, 3, 5):
-            raise ValueError("at most 65536 codes, as shards hold 16 bits a token; encoder_kernel 1, 3 or 5")
-
+        levels = (self.multipliers, self.encoder_blocks,
+                  self.decoder_blocks, self.temporal)
+        shape = [*map(len, levels), sum(self.temporal), self.resolution % 8]
+        sizes = (self.base_channels, self.codebook_size, self.code_dim)
+        if (shape != [4, 4, 4, 3, 2, 0] or min(sizes) < 1
+                or self.codebook_size > 2 ** 16):
+            raise ValueError("a tokenizer compresses 8x8x4 by four levels "
+                             "and has at most 65536 codes")
 
 TOKENIZER_PRESETS = {
-    # the toy's encoder is short-sighted on purpose: only its strided convolutions look beyond a token's own 8x8 pixels, so
-    # that plain ground that sees no object always has the same token, and the language model need not predict noise
-    "toy": TokenizerConfig(resolution=64, base_channels=16, multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 1, 1),
-                           encoder_kernel=1, decoder_blocks=(0, 1, 1, 2), codebook_size=384),
+    # A short-sighted encoder: plain ground always has the same token
+    "toy": TokenizerConfig(
+        resolution=64, codebook_size=384, base_channels=16,
+        multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 1, 1),
+        decoder_blocks=(0, 1, 1, 2), encoder_kernel=1),
     "paper": TokenizerConfig(),
 }
 
-# ---------------------------------------------------------------------------------------------------------------------
-# building blocks
+# ---------------------------------------------------------------------------
+# the causal 3D CNN
 
 class CausalConv3d(nn.Conv3d):
-    """3D convolution that never looks ahead: kernel-1 zero frames stand before the first. (B, C, T, H, W) -> same
-    shape at stride 1; at stride 2 in time 2k + 1 frames become k + 1.
+    """A 3D convolution with `kernel - 1` zero frames before the first.
 
-    The past taps start at zero, so an untrained network treats each frame on its own: training on images first, then
-    on clips, continues instead of starting again. One frame takes a 2D path, exactly equal and a third of the work.
+    (B, C, T, H, W) -> the same at stride 1; at stride 2 in time,
+    1 + 2k frames become 1 + k.
     """
 
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
-        super().__init__(dim_in, dim_out, kernel, stride, padding=(0, kernel // 2, kernel // 2))
-        with torch.no_grad():
-            self.weight[:, :, :-1] = 0
+        padding = (0, kernel // 2, kernel // 2)
+        super().__init__(dim_in, dim_out, kernel, stride, padding)
+        # Our choice: training on clips goes on from training on images
+        self.weight.data[:, :, :-1] = 0
 
     def forward(self, x):
-        if x.shape[2] == 1:
-            x = F.conv2d(x.squeeze(2), self.weight[:, :, -1], self.bias, self.stride[1:], self.padding[1:])
-            return x.unsqueeze(2)
-        if self.kernel_size[0] > 1:
-            x = F.pad(x, (0, 0, 0, 0, self.kernel_size[0] - 1, 0))
-        return super().forward(x)
-
+        if x.shape[2] == 1:  # the same result, faster: no past
+            x = F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias,
+                         self.stride[1:], self.padding[1:])
+            return x[:, :, None]
+        past = self.kernel_size[0] - 1
+        return super().forward(F.pad(x, (0, 0, 0, 0, past, 0)))
 
 class Norm(nn.LayerNorm):
-    """LayerNorm over the channels of each position, so nothing crosses time (or space). (B, C, T, H, W) -> same."""
+    """LayerNorm over the channels of each position of (B, C, T, H, W)."""
 
     def forward(self, x):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
-
 class ResBlock(nn.Module):
     def __init__(self, dim, kernel=3):
         super().__init__()
-        self.norm1, self.conv1 = Norm(dim), CausalConv3d(dim, dim, kernel)
-        self.norm2, self.conv2 = Norm(dim), CausalConv3d(dim, dim, kernel)
+        self.norm1 = Norm(dim)
+        self.conv1 = CausalConv3d(dim, dim, kernel)
+        self.norm2 = Norm(dim)
+        self.conv2 = CausalConv3d(dim, dim, kernel)
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
 
+class Encoder(nn.Module):
+    """video (B, 3, T, H, W) -> latents (B, code_dim, t, h, w)."""
 
-def repeat(x, temporal):
-    """Nearest x2 upsampling in space, and in time if `temporal`: then the first frame is dropped, T -> 2T - 1."""
-    x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
-    return x.repeat_interleave(2, 2)[:, :, 1:] if temporal else x
+    def __init__(self, config):
+        super().__init__()
+        kernel = config.encoder_kernel
+        dims = [config.base_channels * m for m in config.multipliers]
+        self.conv_in = CausalConv3d(3, dims[0], kernel)
+        self.layers = nn.Sequential()
+        for level, dim in enumerate(dims):
+            for _ in range(config.encoder_blocks[level]):
+                self.layers.append(ResBlock(dim, kernel))
+            if level < 3:
+                stride = (1 + config.temporal[level], 2, 2)
+                down = CausalConv3d(dim, dims[level + 1], stride=stride)
+                self.layers.append(down)
+        self.norm_out = Norm(dims[-1])
+        self.conv_out = CausalConv3d(dims[-1], config.code_dim, 1)
 
+    def forward(self, x):
+        x = self.layers(self.conv_in(x))
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 class Upsample(nn.Module):
-    """x2 in space by depth-to-space, and in time if `temporal`, dropping the first frame: T -> 2T - 1."""
+    """Depth-to-space: twice the height and width. If `temporal`, each
+    frame becomes two and the first of all is dropped, T -> 2T - 1."""
 
     def __init__(self, dim_in, dim_out, temporal):
         super().__init__()
-        self.factors = (2 if temporal else 1, 2, 2)
-        self.conv = CausalConv3d(dim_in, dim_out * 4 * self.factors[0])
-        if temporal:  # both halves start alike, as the images trained first know only the second
-            half = self.conv.weight.shape[0] // 2
-            with torch.no_grad():
-                self.conv.weight[:half], self.conv.bias[:half] = self.conv.weight[half:], self.conv.bias[half:]
+        self.factors = (1 + temporal, 2, 2)
+        self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
+        if temporal:  # both start alike: images train the second alone
+            for p in (self.conv.weight, self.conv.bias):
+                first, second = p.data.chunk(2)
+                first.copy_(second)
 
     def forward(self, x):
-        b, _, t, h, w = x.shape
+        B, _, T, H, W = x.shape
         p, q, r = self.factors
-        x = self.conv(x).view(b, p, q, r, -1, t, h, w)
-        x = x.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(b, -1, t * p, h * q, w * r)
+        x = self.conv(x).view(B, p, q, r, -1, T, H, W)
+        x = x.permute(0, 4, 5, 1, 6, 2, 7, 3)  # (B, C, T, p, H, q, W, r)
+        x = x.reshape(B, -1, T * p, H * q, W * r)
         return x[:, :, p - 1:]
 
+def repeat(x, temporal):
+    """Upsample without weights: nearest neighbours."""
+    x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
+    return x.repeat_interleave(2, 2)[:, :, 1:] if temporal else x
 
 class AdaptiveNorm(nn.Module):
-    """Normalise, then scale and shift by what the quantized latent says there (Sec. 4.1, after MAGVIT-v2)."""
+    """A norm that the quantized latent scales and shifts (MAGVIT-v2)."""
 
     def __init__(self, dim, code_dim):
         super().__init__()
@@ -141,83 +164,74 @@ class AdaptiveNorm(nn.Module):
         scale, shift = self.modulation(latent).chunk(2, dim=1)
         return self.norm(x) * (1 + scale) + shift
 
-
-class Encoder(nn.Module):
-    """video (B, 3, T, H, W) -> features (B, code_dim, t, h, w)."""
-
-    def __init__(self, config):
-        super().__init__()
-        dims = [config.base_channels * m for m in config.multipliers]
-        self.conv_in = CausalConv3d(3, dims[0], config.encoder_kernel)
-        self.layers = nn.Sequential()
-        for level, dim in enumerate(dims):
-            self.layers.extend(ResBlock(dim, config.encoder_kernel) for _ in range(config.encoder_blocks[level]))
-            if level < len(dims) - 1:
-                stride = (2 if config.temporal[level] else 1, 2, 2)
-                self.layers.append(CausalConv3d(dim, dims[level + 1], stride=stride))
-        self.norm_out, self.conv_out = Norm(dims[-1]), CausalConv3d(dims[-1], config.code_dim, 1)
-
-    def forward(self, x):
-        return self.conv_out(F.silu(self.norm_out(self.layers(self.conv_in(x)))))
-
-
 class Decoder(nn.Module):
-    """quantized latents (B, code_dim, t, h, w) -> video (B, 3, T, H, W); the encoder backwards."""
+    """Quantized latents (B, code_dim, t, h, w) -> video (B, 3, T, H, W)."""
 
     def __init__(self, config):
         super().__init__()
         dims = [config.base_channels * m for m in config.multipliers]
         self.temporal = config.temporal[::-1]
         self.conv_in = CausalConv3d(config.code_dim, dims[-1])
-        self.adaptive, self.levels, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for level in reversed(range(len(dims))):
-            dim = dims[level]
+        self.adaptive = nn.ModuleList()
+        self.levels = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for level in (3, 2, 1, 0):
+            dim, n = dims[level], config.decoder_blocks[level]
             self.adaptive.append(AdaptiveNorm(dim, config.code_dim))
-            self.levels.append(nn.Sequential(*(ResBlock(dim) for _ in range(config.decoder_blocks[level]))))
+            blocks = [ResBlock(dim) for _ in range(n)]
+            self.levels.append(nn.Sequential(*blocks))
             if level > 0:
-                self.up.append(Upsample(dim, dims[level - 1], config.temporal[level - 1]))
-        self.norm_out, self.conv_out = Norm(dims[0]), CausalConv3d(dims[0], 3)
+                temporal = config.temporal[level - 1]
+                self.up.append(Upsample(dim, dims[level - 1], temporal))
+        self.norm_out = Norm(dims[0])
+        self.conv_out = CausalConv3d(dims[0], 3)
 
     def forward(self, latent):
         x = self.conv_in(latent)
-        for level, (adaptive, blocks) in enumerate(zip(self.adaptive, self.levels)):
-            x = blocks(adaptive(x, latent))
-            if level < len(self.up):
-                x, latent = self.up[level](x), repeat(latent, self.temporal[level])
+        for level in range(4):
+            x = self.levels[level](self.adaptive[level](x, latent))
+            if level < 3:
+                x = self.up[level](x)
+                latent = repeat(latent, self.temporal[level])
         return self.conv_out(F.silu(self.norm_out(x)))
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Clustering VQ
+# ---------------------------------------------------------------------------
+# Clustering VQ (Zheng & Vedaldi, "Online Clustered Codebook", ICCV 2023)
 
 class ClusteringVQ(nn.Module):
-    """Vector quantisation whose unused codes are moved to where the features are (CVQ; Sec. 4.1).
+    """Vector quantization that moves unused codes to the latents.
 
-    forward(z (B, C, t, h, w)) -> quantized (B, C, t, h, w) with straight-through gradient, tokens (B, t, h, w) int64,
-    loss (scalar: the codebook's pull towards the features + 0.25 x the features' commitment to it). Features and codes
-    are compared on the unit sphere, in float32. After each optimiser step call `reinitialize(seed, step)`.
+    forward(z (B, C, t, h, w)) -> quantized (B, C, t, h, w), tokens
+    (B, t, h, w) int64, loss (scalar). Codes and latents are compared on
+    the unit sphere (our choice), in float32 whatever autocast says. Call
+    `reinitialize` after every optimizer step.
     """
 
-    def __init__(self, codebook_size, code_dim, commitment=0.25, decay=0.99):
+    def __init__(self, codebook_size, code_dim, commitment=0.25,
+                 decay=0.99):
         super().__init__()
-        self.codebook = nn.Parameter(F.normalize(torch.randn(codebook_size, code_dim), dim=1))  # e_k
-        self.register_buffer("usage", torch.zeros(codebook_size))  # N_k, the running share of features at code k
+        codes = F.normalize(torch.randn(codebook_size, code_dim), dim=1)
+        self.codebook = nn.Parameter(codes)  # e_k
+        self.register_buffer("usage", torch.zeros(codebook_size))  # N_k
         self.commitment, self.decay = commitment, decay
-        self.seen = []  # (features, tokens) of the micro-batches since the last optimiser step
+        self.seen = []  # (latents, tokens) since the last optimizer step
 
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
     def forward(self, z):
-        z = z.movedim(1, -1).to(self.codebook.dtype)  # out of autocast's bfloat16
-        features = F.normalize(z, dim=-1)  # (B, t, h, w, C)
+        z = z.movedim(1, -1).to(self.codebook.dtype)
+        z = F.normalize(z, dim=-1)  # (B, t, h, w, C)
         codes = F.normalize(self.codebook, dim=-1)
-        with torch.no_grad():  # nearest on the sphere = largest inner product
-            tokens = (features.flatten(0, 3) @ codes.T).argmax(1).view(features.shape[:-1])
+        with torch.no_grad():  # the nearest: the largest inner product
+            tokens = (z.flatten(0, 3) @ codes.T).argmax(1)
+            tokens = tokens.view(z.shape[:-1])
         quantized = codes[tokens]
         if self.training and torch.is_grad_enabled():
-            self.seen.append((features.detach().flatten(0, 3), tokens.flatten()))
-        loss = (quantized - features.detach()).square().sum(-1).mean() \
-            + self.commitment * (quantized.detach() - features).square().sum(-1).mean()
-        quantized = features + (quantized - features).detach()  # straight-through
+            self.seen.append((z.detach().flatten(0, 3), tokens.flatten()))
+        pull = (quantized - z.detach()).square().sum(-1).mean()
+        commit = (quantized.detach() - z).square().sum(-1).mean()
+        quantized = z + (quantized - z).detach()  # straight-through
+        loss = pull + self.commitment * commit
         return quantized.movedim(-1, 1), tokens, loss
 
     def lookup(self, tokens):
@@ -226,43 +240,43 @@ class ClusteringVQ(nn.Module):
 
     @torch.no_grad()
     def reinitialize(self, seed, step):
-        """Move rarely used codes to features of the batch just seen, once per optimiser step.
+        """Move rarely used codes to latents of the batch just seen.
 
-            N_k   <- N_k g + n_k / n (1 - g)                usage: n_k of the n features chose code k, g = 0.99
-            a_k   =  exp(-10 N_k K / (1 - g))               1 for a dead code, ~0 for one used more than K^-1 / 200
-            e_k   <- e_k (1 - a_k) + anchor_k a_k           anchor_k: a random feature of the batch, both of length 1
+            N_k <- g N_k + (1 - g) n_k / n        running usage, g = 0.99
+            a_k  = exp(-10 N_k M / (1 - g))       1 for an unused code
+            e_k <- (1 - a_k) e_k + a_k anchor_k   M codes in all
 
-        The anchors are drawn with the features' quantisation error as weight (as k-means++ does): most of a video is
-        plain ground that one code serves well, and the new codes belong where the picture is still wrong. Counts and
-        anchors are those of the *global* batch, and the draw depends on (seed, step) alone, so every data-parallel
-        rank moves the same codes to the same places.
+        n_k of the n latents chose code k. anchor_k is one of the latents,
+        drawn in proportion to its quantization error (our choice: new codes
+        belong where the picture is still wrong). It is the global batch
+        and the draw depends on (seed, step), so all ranks do the same.
         """
-        features, tokens = (torch.cat(seen) for seen in zip(*self.seen))
+        latents, tokens = (torch.cat(x) for x in zip(*self.seen))
         self.seen = []
-        size, n = len(self.usage), len(features)
-        counts = torch.bincount(tokens, minlength=size).float()
-        errors = (features - F.normalize(self.codebook, dim=-1)[tokens]).square().sum(1) + 1e-9
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if ranks > 1:  # the ranks' features, one after the other, are the global batch
-            dist.all_reduce(counts)
-            parts = [torch.empty_like(errors) for _ in range(ranks)]
-            dist.all_gather(parts, errors)
-            errors = torch.cat(parts)
+        latents, tokens = of_all_ranks(latents), of_all_ranks(tokens)
+        M = len(self.usage)
+        counts = torch.bincount(tokens, minlength=M) / len(tokens)
+        self.usage.lerp_(counts, 1 - self.decay)
+        codes = F.normalize(self.codebook, dim=-1)
+        errors = (latents - codes[tokens]).square().sum(1) + 1e-9
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.multinomial(errors.cpu(), size, replacement=True, generator=generator).to(features.device)
-        anchors = torch.where((rows // n == rank)[:, None], features[rows % n], 0.0)
-        if ranks > 1:
-            dist.all_reduce(anchors)  # each row has one owner
-        self.usage.mul_(self.decay).add_(counts / counts.sum(), alpha=1 - self.decay)
-        alpha = torch.exp(-10 * self.usage * size / (1 - self.decay))[:, None]
-        self.codebook.copy_(F.normalize(self.codebook, dim=-1) * (1 - alpha) + anchors * alpha)
+        rows = torch.multinomial(errors.cpu(), M, replacement=True,
+                                 generator=generator)
+        anchors = latents[rows.to(latents.device)]
+        a = torch.exp(-10 * self.usage * M / (1 - self.decay))[:, None]
+        self.codebook.copy_((1 - a) * codes + a * anchors)
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the tokenizer and its critic
+def of_all_ranks(x):
+    if not dist.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+# ---------------------------------------------------------------------------
+# the tokenizer, and how it is trained
 
 class VideoTokenizer(nn.Module):
-    """The whole tokenizer. `encode` and `decode` are for use; `forward` is the training pass."""
-
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -271,77 +285,133 @@ class VideoTokenizer(nn.Module):
         self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, video):
-        """video (B, 3, T, H, W) in [-1, 1] -> reconstruction (same shape), vq loss (scalar), tokens (B, t, h, w)."""
-        quantized, tokens, loss = self.vq(self.encoder(self.prepare(video)))
+        """video (B, 3, T, H, W) -> reconstruction (same shape), VQ loss,
+        tokens (B, t, h, w). ValueError unless T = 1 + 4k, H = 8h, W = 8w."""
+        quantized, tokens, loss = self.vq(self.latents(video))
         return self.decoder(quantized), loss, tokens
 
     def encode(self, video):
-        """video (B, 3, T, H, W) float in [-1, 1] -> tokens (B, t, h, w) int64. ValueError for a shape it cannot take."""
-        return self.vq(self.encoder(self.prepare(video)))[1]
+        """video (B, 3, T, H, W) in [-1, 1] -> tokens (B, t, h, w)."""
+        return self.vq(self.latents(video))[1]
 
     def decode(self, tokens):
-        """tokens (B, t, h, w) int64 -> video (B, 3, T, H, W) float, T = 1 + 4(t-1), about [-1, 1] (not clamped)."""
+        """tokens (B, t, h, w) -> video (B, 3, 4t - 3, 8h, 8w), unclamped."""
         return self.decoder(self.vq.lookup(tokens))
 
-    def prepare(self, video):
-        if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] % 4 != 1 or video.shape[3] % 8 or video.shape[4] % 8:
-            raise ValueError(f"video must be (B, 3, 1 + 4k, 8h, 8w), got {tuple(video.shape)}")
-        return video.contiguous(memory_format=torch.channels_last_3d)
-
+    def latents(self, video):
+        _, C, T, H, W = video.shape
+        if C != 3 or T % 4 != 1 or H % 8 or W % 8:
+            raise ValueError("video must be (B, 3, 1 + 4k, 8h, 8w), "
+                             f"not {tuple(video.shape)}")
+        layout = torch.channels_last_3d
+        return self.encoder(video.contiguous(memory_format=layout))
 
 class Discriminator(nn.Module):
-    """3D PatchGAN: video (B, 3, T, H, W) -> one real/fake score a patch, (B, 1, T', H/8, W/8)."""
+    """3D PatchGAN: video (B, 3, T, H, W) -> a score for each patch,
+    (B, 1, T/4, H/8, W/8), high for real ones."""
 
     def __init__(self, base_channels):
         super().__init__()
-        dims = [base_channels, 2 * base_channels, 4 * base_channels]
-        layers, dim_in = [], 3
-        for level, dim in enumerate(dims):
-            stride = (2 if level else 1, 2, 2)  # as the tokenizer: time is halved at the second and third level
-            layers += [nn.Conv3d(dim_in, dim, (3, 4, 4), stride, padding=1), nn.LeakyReLU(0.2)]
-            dim_in = dim
-        self.net = nn.Sequential(*layers, nn.Conv3d(dim_in, 1, 3, padding=1))
+        dims = [3, base_channels, 2 * base_channels, 4 * base_channels]
+        self.net = nn.Sequential()
+        for i, stride in enumerate([(1, 2, 2), (2, 2, 2), (2, 2, 2)]):
+            conv = nn.Conv3d(dims[i], dims[i + 1], (3, 4, 4), stride, 1)
+            self.net.extend([conv, nn.LeakyReLU(0.2)])
+        self.net.append(nn.Conv3d(dims[-1], 1, 3, padding=1))
         self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, video):
         return self.net(video)
 
-
 class TokenizerLoss(nn.Module):
-    """The tokenizer's training objective, as one module so that parallel wrappers see one forward.
+    """The objective, a VQGAN's (the paper names none; our choice):
 
-    forward(video, adversarial) -> (loss, logs): reconstruction (L1 + 4 L2: the L2 part keeps the colours of small
-    objects) + Clustering VQ + perceptual (LPIPS, needs `pip install lpips`; off at weight 0) + adversarial (hinge, once
-    `adversarial` is true). One backward serves both players: each sees the other's half as a constant.
+        generator      L1 + 4 L2 + VQ + w_p LPIPS - w_a mean D(recon)
+        discriminator  mean relu(1 - D(video)) + mean relu(1 + D(recon))
+
+    The tokenizer is the generator. One backward pass of the sum trains
+    both players, as each takes the other for a constant.
     """
 
     def __init__(self, tokenizer, adversarial_weight, perceptual_weight):
         super().__init__()
-        self.tokenizer, self.discriminator = tokenizer, Discriminator(tokenizer.config.base_channels)
-        self.adversarial_weight, self.perceptual_weight = adversarial_weight, perceptual_weight
-        self.perceptual = []  # in a list, so that LPIPS's own weights are neither trained nor saved
+        self.tokenizer = tokenizer
+        self.discriminator = Discriminator(tokenizer.config.base_channels)
+        self.adversarial_weight = adversarial_weight
+        self.perceptual_weight = perceptual_weight
+        self.lpips = []  # a list hides it from the optimizer
         if perceptual_weight:
-            try:
-                import lpips
-            except ImportError as e:
-                raise ValueError("the perceptual loss needs LPIPS: pip install lpips") from e
-            self.perceptual = [lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False)]
+            import lpips
+            net = lpips.LPIPS(net="vgg", verbose=False)
+            self.lpips = [net.requires_grad_(False)]
 
     def forward(self, video, adversarial):
+        """video (B, 3, T, H, W) in [-1, 1]; adversarial: whether the
+        discriminator plays. -> loss (scalar), what to log {name: scalar}"""
         recon, vq_loss, _ = self.tokenizer(video)
-        error = recon.float() - video
-        loss = error.abs().mean() + 4 * error.square().mean() + vq_loss
-        logs = {"psnr": -10 * torch.log10(error.detach().square().mean() / 4), "vq": vq_loss.detach()}
-        if self.perceptual:
-            frames = [v.transpose(1, 2).flatten(0, 1).float() for v in (recon, video)]  # (B T, 3, H, W)
-            loss = loss + self.perceptual_weight * self.perceptual[0].to(video.device)(*frames).mean()
+        generator = vq_loss + self.reconstruction_loss(recon.float(), video)
+        mse = (recon - video).square().mean()
+        logs = {"psnr": -10 * torch.log10(mse / 4), "vq": vq_loss}
+        # every parameter needs a gradient, if only 0, to be trained in parallel
+        unused = self.discriminator.parameters()
+        discriminator = sum(0 * p.sum() for p in unused)
         if adversarial:
-            frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-            score = torch.func.functional_call(self.discriminator, frozen, (recon,)).float()
-            loss = loss - self.adversarial_weight * score.mean()
-            real, fake = self.discriminator(video).float(), self.discriminator(recon.detach()).float()
-            critic = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-            logs |= {"critic": critic.detach(), "fooled": (fake > 0).float().mean()}
-        else:  # not yet playing, but every parallel wrapper wants a gradient for every parameter
-            critic = sum(0 * p.sum() for p in self.discriminator.parameters())
-        return loss + critic, logs | {"loss": loss.detach()}
+            generator = generator - self.adversarial_weight * self.fooled(recon)
+            real = self.discriminator(video).float()
+            fake = self.discriminator(recon.detach()).float()
+            discriminator = (F.relu(1 - real) + F.relu(1 + fake)).mean()
+            logs["discriminator"] = discriminator
+        loss = logs["loss"] = generator + discriminator
+        return loss, {name: x.detach() for name, x in logs.items()}
+
+    def reconstruction_loss(self, recon, video):
+        error = recon - video
+        loss = error.abs().mean() + 4 * error.square().mean()
+        for lpips in self.lpips:  # frame by frame, (B T, 3, H, W)
+            a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
+            perceptual = lpips.to(a.device)(a, b).mean()
+            loss = loss + self.perceptual_weight * perceptual
+        return loss
+
+    def fooled(self, recon):
+        """mean D(recon), the discriminator's weights being constants."""
+        named = self.discriminator.named_parameters()
+        constants = {name: p.detach() for name, p in named}
+        score = torch.func.functional_call(self.discriminator, constants, recon)
+        return score.float().mean()
+
+# ---------------------------------------------------------------------------
+# plumbing: checkpoints
+
+SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)),
+                       "checkpoints", "toy")
+
+def read_checkpoint(path, kind):
+    """A dict that train.py saved. kind: "tokenizer", "stage1" ..., "stage"
+    for any stage. Raises ValueError for another kind or a damaged file."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=True,
+                                weights_only=True)
+        found = checkpoint["kind"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError,
+            TypeError) as e:
+        raise ValueError(f"{path} is no checkpoint or is cut short") from e
+    if not found.startswith(kind):
+        raise ValueError(f"{path} holds {found}, not {kind}")
+    return checkpoint
+
+def load_tokenizer(folder=None, device="cpu"):
+    """The VideoTokenizer of a folder (None: the shipped one), and a hash of
+    its weights. They are rounded to bfloat16 first, so that what ships is
+    the same tokenizer as what training wrote."""
+    path = os.path.join(folder or SHIPPED, "tokenizer.pt")
+    checkpoint = read_checkpoint(path, "tokenizer")
+    weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}
+    digest = hashlib.sha256()
+    for name in sorted(weights.keys() - {"vq.usage"}):
+        bits = weights[name].contiguous().view(torch.int16).numpy()
+        digest.update(name.encode() + bits.tobytes())
+    tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
+    tokenizer.load_state_dict(weights)
+    tokenizer.to(device).eval().requires_grad_(False)
+    return tokenizer, digest.hexdigest()[:16]

@@ -25,11 +25,11 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import FPS, Item, Reader  # noqa: E402
+from data import FPS, read_clip  # noqa: E402
 from model import PRESETS, Llama, ModelConfig, prefix_tokens  # noqa: E402
-from sample import generate_tokens, memory, read_rate, step_bytes  # noqa: E402
+from sample import cache_for, generate_tokens  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
-from train import compile_layers, parameter_groups  # noqa: E402
+from train import parameter_groups  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = ModelConfig(dim=512, n_layers=8, n_heads=8, ffn_dim=1408, latent_shape=(1, 1, 970))  # 67 M, 1100 tokens
@@ -59,6 +59,23 @@ def matmul_rate():
     n = 8192 if DEVICE == "cuda" else 2048
     a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     return 2 * n ** 3 / race({"matmul": lambda: a @ b}, 20)["matmul"]
+
+
+def read_rate(device):
+    """Bytes/s that this machine reads from memory: the limit of decoding, as every step reads all
+    the weights."""
+    x, best = torch.ones(2 ** 26, device=device), 0
+    for _ in range(5):
+        best = max(best, x.nbytes / seconds(lambda: x.sum().item()))
+    return best
+
+
+def step_bytes(model, rows):
+    """Bytes that one step of decoding reads, half of a full KV cache of `rows` rows among them."""
+    c = model.config
+    layers = sum(weight.nbytes for weight in model.model.layers.state_dict().values())
+    cached = rows * c.n_layers * c.dim * c.max_len  # keys and values, half full
+    return layers + (c.dim * c.video_vocab + cached) * model.lm_head.weight.element_size()
 
 
 def counted(call):
@@ -91,8 +108,8 @@ def lm(config, batch, rounds, compiled):
     tokens = torch.randint(config.vocab_size, (batch, text + video), device=DEVICE)
     with torch.device(DEVICE):
         ours, peer = Llama(config), llama_of_transformers(config)
-    if compiled:
-        compile_layers(ours)
+    for layer in ours.model.layers if compiled else ():
+        layer.compile(dynamic=False)
 
     def step_of(model, loss):
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)
@@ -118,20 +135,20 @@ def lm(config, batch, rounds, compiled):
 
 
 @torch.inference_mode()
-def decode(config, steps, rounds, int8):
+def decode(config, steps, rounds):
     """Steps/s of a guided pair in bfloat16 after a prompt of 64 tokens, top-k 50: ours plain and compiled, beside
     transformers' generate (two rows, no guidance) and beside a compiled step of its model over a static cache."""
     from transformers import StaticCache
     config = dataclasses.replace(config, text_len=61, latent_shape=(1, 1, steps))  # no more memory than the peers take
     ours = Llama(config).to(DEVICE, torch.bfloat16).eval().requires_grad_(False)
-    ours = ours.quantize() if int8 else ours.fuse()
     peer = llama_of_transformers(config).to(DEVICE, torch.bfloat16).eval()
     prefix = prefix_tokens(config, [list(range(61))]).to(DEVICE)
     pair = prefix.repeat(2, 1)
 
     def write(compiled):
-        cache = memory(ours, 1, 7.5)
-        return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)], compiled=compiled, cache=cache)
+        cache = cache_for(ours, 1, 7.5, compiled)
+        return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
+                                       compiled, cache=cache)
 
     static = StaticCache(config=peer.config, max_cache_len=64 + steps)
     forward = torch.compile(peer.forward, fullgraph=True, dynamic=False, mode="reduce-overhead")
@@ -206,6 +223,11 @@ class Decoded(torch.utils.data.Dataset):
             return (sum(1 for _ in itertools.takewhile(lambda f: f.time < 64 / FPS, film.decode(video=0))),)
 
 
+class Read(Decoded):
+    def __getitem__(self, i):
+        return (read_clip(self.paths[i], 65),)
+
+
 def reading(rounds, films=24, workers=2):
     """Films/s of the reader of data.py (65 frames at 6.5 frames/s, 128x128) on 12 seconds of 596x336 at 25 frames/s and
     850 kbit/s: WebVid-10M's films, 20 TB for 52,000 hours."""
@@ -223,13 +245,12 @@ def reading(rounds, films=24, workers=2):
                     film.mux(stream.encode(av.VideoFrame.from_ndarray(frame.astype(np.uint8), "rgb24")))
                 film.mux(stream.encode())
         paths = [f"{folder}/{i}.mp4" for i in range(films)]
-        items = [Item(path, "a caption", path) for path in paths]
 
         def through(dataset):
             loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=tuple)
             return lambda: sum(1 for _ in loader)
 
-        times = race({"data.py": through(Reader(items, 65, 128, 1)), "bare pyav": through(Decoded(paths))}, rounds)
+        times = race({"data.py": through(Read(paths)), "bare pyav": through(Decoded(paths))}, rounds)
     print(f"reading, {workers} workers: {films / times['data.py']:.1f} films/s, bare pyav {films / times['bare pyav']:.1f}, "
           f"ratio {times['bare pyav'] / times['data.py']:.2f}")
 
@@ -240,7 +261,6 @@ def main():
     p.add_argument("--preset", choices=list(PRESETS), help="lm, decode: default a 67 M LLaMA on 1100 tokens")
     p.add_argument("--batch-size", type=int, default=1)
     p.add_argument("--frames", type=int, default=17, help="tokenizer")
-    p.add_argument("--int8", action="store_true", help="decode: ours with int8 weights")
     p.add_argument("--rounds", type=int, default=4)
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = p.parse_args()
@@ -249,7 +269,7 @@ def main():
     if args.what == "lm":
         lm(config, args.batch_size, args.rounds, args.compile)
     elif args.what == "decode":
-        decode(config, 128, args.rounds, args.int8)
+        decode(config, 128, args.rounds)
     elif args.what == "reading":
         reading(args.rounds)
     else:

@@ -18,8 +18,9 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from metrics import DEVICE, FRAMES, clip, clip_score, frechet_distance, i3d, i3d_features  # first: it finds the five files
-from data import FPS, folder_items
+from metrics import DEVICE, FRAMES, clip, clip_score, frechet_distance, i3d, i3d_features  # first: it finds the others
+from data import FPS
+from prepare import folder_items
 from sample import generate_batch, load
 
 

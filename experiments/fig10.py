@@ -14,8 +14,7 @@ from common import DEVICE, arguments, drawn, drawn_videos, picture, result, trai
 from data import to_float, to_uint8
 from metrics import critic, critic_features, frechet_distance
 from reconstruct import psnr
-from sample import load_tokenizer
-from tokenizer import ClusteringVQ
+from tokenizer import ClusteringVQ, load_tokenizer
 
 
 def train_plain(flags):

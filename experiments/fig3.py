@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from common import arguments, early_and_late, logged, plot, result, trained
-from sample import SHIPPED
+from tokenizer import SHIPPED
 from train import FRAME_RANGES
 
 
@@ -42,7 +42,7 @@ def main():
 
         train_on(0, args.tokenizer, "--init", f"{SHIPPED}/tokenizer.pt")
         start = train_on(1, args.images)
-        folder = train_on(3, args.steps, "--init", f"{start}/stage1.pt", "--early-weight", 1, "--image-every", 0)
+        folder = train_on(3, args.steps, "--init", f"{start}/stage1.pt", "--lambda", 0, "--image-every", 0)
         lines = logged(folder, 3)
         bins = np.array_split(np.array([[m["loss_" + r] for r in FRAME_RANGES] for m in lines]), min(30, len(lines)))
         curves.append([b.mean(0) for b in bins])

@@ -18,15 +18,15 @@ looks, values, shown = critic(), {}, {}
 for seed in range(args.seeds):
     start = trained(f"images{seed}", 1, seed, args.images)
 
-    def clips(run, stage, steps, init, weight=1):
-        return trained(run, stage, seed, steps, "--init", init, "--early-weight", weight, "--image-every", 0)
+    def clips(run, stage, steps, init, lambda_=0):
+        return trained(run, stage, seed, steps, "--init", init, "--lambda", lambda_, "--image-every", 0)
 
     # a step has 2 x 17 latent frames in stage 3, 4 x 5 in stage 2
     short = clips(f"short{seed}", 2, args.steps * 17 // 20, f"{start}/stage1.pt")
     runs = {"direct": clips(f"direct{seed}", 3, args.steps, f"{start}/stage1.pt")}
-    for weight in (1, 2, 4):
-        runs[f"short to long, lambda {weight - 1}"] = clips(f"long{seed}-{weight}", 3, args.steps // 2,
-                                                            f"{short}/stage2.pt", weight)
+    for lambda_ in (0, 1, 3):
+        runs[f"short to long, lambda {lambda_}"] = clips(f"long{seed}-{lambda_ + 1}", 3, args.steps // 2,
+                                                         f"{short}/stage2.pt", lambda_)
     wanted = drawn(seed, args.n)
     real = critic_features(drawn_videos(wanted * 4, 17, seed), looks)
     if not seed:

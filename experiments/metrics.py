@@ -21,9 +21,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "tools")]
 from data import TOY, to_float, toy_attributes, toy_clip  # noqa: E402
-from sample import SHIPPED, load_checkpoint  # noqa: E402
+from sample import autocast  # noqa: E402
+from tokenizer import SHIPPED, read_checkpoint  # noqa: E402
 from train import save_atomically  # noqa: E402
 
 FRAMES = 16  # the field's length of a clip for FVD
@@ -74,7 +76,7 @@ class Critic(nn.Module):
 def critic(path=os.path.join(SHIPPED, "critic.pt")):
     """The trained critic, float32 and in eval mode. Raises ValueError if there is none."""
     network = Critic()
-    network.load_state_dict(load_checkpoint(path, "critic")["weights"])
+    network.load_state_dict(read_checkpoint(path, "critic")["weights"])
     return network.to(DEVICE).eval().requires_grad_(False)
 
 
@@ -108,7 +110,7 @@ def train_critic(steps, batch_size=16, seed=0):
 
     for step in tqdm(range(steps), desc="critic"):
         video, labels = batch(step, n=batch_size)
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with autocast(torch.device(DEVICE)):
             features = network(video).float()
         loss = sum(F.cross_entropy(network.heads[name](features), label) for name, label in labels.items())
         loss.backward()

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import RADII, SIZE, toy_clip, to_float, to_uint8  # noqa: E402
-from sample import load_tokenizer  # noqa: E402
+from tokenizer import load_tokenizer  # noqa: E402
 
 
 def psnr(a, b):

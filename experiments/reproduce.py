@@ -1,9 +1,13 @@
-"""Every figure and table of Section 4 that the toy world can show, and the README's table of them.
+"""Every figure and table of Section 4 that the toy world can show.
 
-    python experiments/reproduce.py                  # those that fit an hour together, by the minutes they took before
-    python experiments/reproduce.py --minutes inf    # all
-    python experiments/reproduce.py --only fig6
-    python experiments/reproduce.py --minutes 0      # none: only write the table again, from experiments/results/
+    python experiments/reproduce.py                # those that fit an hour
+    python experiments/reproduce.py --minutes inf  # all
+    python experiments/reproduce.py --only fig6    # one
+    python experiments/reproduce.py --minutes 0    # none: write again only
+
+Each script writes experiments/results/NAME.json and assets/NAME.png. From
+these, this one writes what stands between its markers in docs/results.md
+(a block per claim) and in README.md (a line per claim).
 """
 import argparse
 import json
@@ -12,9 +16,30 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-NAMES = sorted((n.removesuffix(".py") for n in os.listdir(os.path.join(ROOT, "experiments"))
-                if n.startswith(("fig", "tab")) or n in ("length.py", "guidance.py")), key=lambda n: (len(n), n))
-START, END = "<!-- reproduce.py writes from here -->\n", "<!-- to here -->"
+
+# The section of docs/results.md, the claim, and what decides: the difference
+# that the script lists first, in few words.
+CLAIMS = {
+    "fig3": ("Fig. 3", "late frames have the smaller loss",
+             "loss of frames 1-17 minus 18-65"),
+    "fig5": ("Fig. 5", "short to long keeps objects",
+             "right objects, minus direct training"),
+    "fig6": ("Fig. 6", "re-encoding keeps quality",
+             "right videos, minus old tokens"),
+    "fig7": ("Fig. 7", "greedy decoding loses motion",
+             "change per frame, top-50 minus greedy"),
+    "fig9": ("Fig. 9", "new wordings are followed",
+             "right videos, minus trained wordings"),
+    "fig10": ("Fig. 10", "CVQ uses more codes",
+              "share of codes, minus plain VQ"),
+    "tab1": ("Tab. 1", "larger models are better",
+             "text match, 5.6 M minus 0.3 M"),
+    "length": ("Length", "minutes are as good as seconds",
+               "right videos, last 10 s minus first"),
+    "guidance": ("Guidance", "guidance helps to follow the text",
+                 "text match, scale 7.5 minus 1"),
+}
+ANSWERS = {True: "yes", False: "**no**", None: "cannot tell"}
 
 
 def measured(name):
@@ -27,41 +52,109 @@ def measured(name):
 
 def fitting(minutes):
     """The quickest scripts, as many as this time allows."""
-    took, total = {n: found["minutes"] if (found := measured(n)) else float("inf") for n in NAMES}, 0
-    for name in sorted(NAMES, key=took.get):
+    took = {name: found["minutes"] if (found := measured(name))
+            else float("inf") for name in CLAIMS}
+    total = 0
+    for name in sorted(CLAIMS, key=took.get):
         total += took[name]
         if total <= minutes:
             yield name
 
 
-def row(name):
-    r = measured(name)
-    found = "<br>".join(f"{what}: {mean:.3g} ± {r['interval'][what]:.2g}" for what, mean in r["measured"].items())
-    same = {True: "yes", False: "**no**", None: "cannot tell"}[r["same_direction"]]
-    same += "".join(f"<br>({what}: {mean:.3g} ± {half:.2g})" for what, (mean, half) in r["decisive"].items())
-    return (f"| {name} | {r['claim']} | {r['paper']} | {found} | {same} | `{r['command']}`, {r['seeds']} seeds, "
-            f"{r['minutes']:.0f} min, {r['machine']} |\n")
+# ---------------------------------------------------------------------------
+# what is written
+
+def difference(what, mean, half):
+    """A decisive difference -> its name, "mean ± half", and the loss that
+    is allowed, or "": scripts add it, so that above 0 is a yes."""
+    what, _, allowed = what.partition(", plus ")
+    return what, f"{mean - float(allowed or 0):.2f} ± {half:.2f}", allowed
+
+
+def readme_table():
+    lines = ["| where | claim | what decides | here | answer |",
+             "|---|---|---|---|---|"]
+    for name, (title, claim, what) in CLAIMS.items():
+        if found := measured(name):
+            anchor = title.lower().replace(". ", "-")
+            link = f"docs/results.md#{anchor}"
+            first, (mean, half) = next(iter(found["decisive"].items()))
+            number = difference(first, mean, half)[1]
+            answer = ANSWERS[found["same_direction"]]
+            lines.append(f"| [{title}]({link}) | {claim} | {what} | {number} "
+                         f"| {answer} |")
+    return "\n".join(lines)
+
+
+def numbers(found):
+    """All that was measured, as rows of a table. "measure, arm" becomes a
+    row per arm and a column per measure if that fills a whole grid."""
+    cells = {what: f"{mean:.3g} ± {found['interval'][what]:.2g}"
+             for what, mean in found["measured"].items()}
+    for split in (str.rsplit, str.split):
+        pairs = {tuple(split(what, ", ", 1)): x for what, x in cells.items()}
+        measures, arms = (list(dict.fromkeys(p[i] for p in pairs
+                                             if len(p) == 2)) for i in (0, 1))
+        if len(measures) * len(arms) == len(cells):
+            return [["", *measures]] + [
+                [arm] + [pairs[measure, arm] for measure in measures]
+                for arm in arms]
+    return [["", "mean"], *map(list, cells.items())]
+
+
+def block(name):
+    """What stands in docs/results.md about one claim."""
+    found = measured(name)
+    if not found:
+        return f"Not run yet: `python experiments/{name}.py`."
+    picture, lines = f"assets/{name}.png", []
+    if os.path.exists(os.path.join(ROOT, picture)):
+        lines += [f'<img src="../{picture}" width="60%" alt="{name}">', ""]
+    header, *rows = numbers(found)
+    for row in (header, ["---"] * len(header), *rows):
+        lines.append(f"| {' | '.join(row)} |")
+    lines += ["", "What decides:", ""]
+    for what, (mean, half) in found["decisive"].items():
+        what, number, allowed = difference(what, mean, half)
+        note = f" (down to -{allowed} is a yes)" if allowed else ""
+        lines.append(f"- {what}: **{number}**{note}")
+    answer = ANSWERS[found["same_direction"]].strip("*")
+    lines += ["", f"Answer: **{answer}**. `{found['command']}`, "
+              f"{found['seeds']} seeds, {found['minutes']:.0f} minutes on "
+              f"{found['machine']}."]
+    return "\n".join(lines)
+
+
+def write_between(path, texts):
+    """Replace what stands between <!-- NAME --> and <!-- end NAME -->."""
+    path = os.path.join(ROOT, path)
+    with open(path) as f:
+        page = f.read()
+    for name, text in texts.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+        if page.count(start) != 1 or page.count(end) != 1:
+            sys.exit(f"reproduce.py: {path} must have {start.strip()} and "
+                     f"{end} once each")
+        before, rest = page.split(start)
+        page = before + start + text + "\n" + end + rest.split(end)[1]
+    with open(path + ".tmp", "w") as f:
+        f.write(page)
+    os.replace(path + ".tmp", path)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--minutes", type=float, default=60, help="run what took no longer than this altogether, quickest first")
-    p.add_argument("--only", choices=NAMES, help="run this one, however long it takes")
+    p.add_argument("--minutes", type=float, default=60, help="run the "
+                   "quickest, by the minutes they took before")
+    p.add_argument("--only", choices=CLAIMS,
+                   help="run this one, however long it takes")
     args = p.parse_args()
     for name in [args.only] if args.only else list(fitting(args.minutes)):
         print(f"--- {name}", flush=True)
-        subprocess.run([sys.executable, os.path.join(ROOT, "experiments", name + ".py")], check=True)
-    done = [n for n in NAMES if measured(n)]
-    path = os.path.join(ROOT, "README.md")
-    with open(path) as f:
-        before, rest = f.read().split(START)
-    table = ("| what | the claim | in the paper | here, mean ± 95 % interval over seeds | same direction | command |\n"
-             "|---|---|---|---|---|---|\n")
-    pictures = [f'<img src="assets/{n}.png" width="49%" alt="{n}">\n' for n in done
-                if os.path.exists(os.path.join(ROOT, "assets", n + ".png"))]
-    with open(path + ".tmp", "w") as f:
-        f.write(before + START + table + "".join(map(row, done)) + "\n" + "".join(pictures) + END + rest.split(END, 1)[1])
-    os.replace(path + ".tmp", path)
+        script = os.path.join(ROOT, "experiments", name + ".py")
+        subprocess.run([sys.executable, script], check=True)
+    write_between("docs/results.md", {name: block(name) for name in CLAIMS})
+    write_between("README.md", {"results": readme_table()})
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bench import counted  # noqa: E402
-from model import CHUNK, PRESETS, Block, Llama, rotary  # noqa: E402
+from data import latent_frames as latents  # noqa: E402
+from model import PRESETS, Block, Llama, rotary  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
-from train import FRAMES, PAPER, latents  # noqa: E402
+from train import FRAMES, PAPER  # noqa: E402
 
 IMAGE_EVERY = 5
 GPUS = (8, 64, 256)
@@ -84,14 +85,16 @@ def stage_costs(c, stage):
 
 def memory(c, n, checkpointed):
     """Bytes on one of n GPUs, one 65-frame clip at a time: fp32 weights, gradients and Adam's moments, bf16 copies,
-    what the layers keep and one chunk of logits. n = 1 is DDP (nothing shared)."""
+    what the layers keep and the logits. n = 1 is DDP (nothing shared)."""
     _, length = clip_length(c, 65)
     layer, total = parameters(c)
     whole = 2 * total if n == 1 else 2 * (2 * layer + 2 * c.dim * c.vocab_size)  # bf16: two layers and the root
     _, layer_keeps = layer_costs(c, length)
     residual = 2 * length * c.dim
     keeps = c.n_layers * residual + layer_keeps if checkpointed else c.n_layers * layer_keeps
-    return 16 * total / n + whole + keeps + CHUNK * c.vocab_size * (4 + 4 + 2)
+    # logits: bf16, fp32, their log-softmax and its gradient in fp32, bf16 gradient
+    logits = clip_length(c, 65)[0] * c.vocab_size * (2 + 4 + 4 + 4 + 2)
+    return 16 * total / n + whole + keeps + logits
 
 
 def main():

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from sample import load_checkpoint, whole_weights  # noqa: E402
+from tokenizer import read_checkpoint  # noqa: E402
 from train import save_atomically  # noqa: E402
 
 
@@ -17,9 +17,10 @@ def ship(source, target):
         raise ValueError("source and target are the same folder")
     files = {}
     for name in ("tokenizer", "stage3"):
-        checkpoint = load_checkpoint(path := os.path.join(source, name + ".pt"), name)
+        checkpoint = read_checkpoint(os.path.join(source, name + ".pt"), name)
         small = {k: checkpoint[k] for k in ("kind", "config", "step", "args", "tokenizer_hash")}
-        files[name] = small | {"weights": {k: v.bfloat16() for k, v in whole_weights(path, checkpoint).items()}}
+        weights = {k: v.bfloat16() for k, v in checkpoint["weights"].items()}
+        files[name] = small | {"weights": weights}
     os.makedirs(target, exist_ok=True)
     for name, small in files.items():
         save_atomically(os.path.join(target, name + ".pt"), small)

@@ -14,11 +14,15 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+sys.path.insert(0, os.path.join(ROOT, "tools"))
 sys.path.insert(0, os.path.join(ROOT, "experiments"))
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # for processes side by side
 
 # a tokenizer and a model so small that a step takes milliseconds
-TINY = ("--base-channels 4 --multipliers 1 1 2 2 --encoder-blocks 0 0 0 1 --decoder-blocks 0 0 1 1 --codebook-size 32 --dim 32 --n-layers 2 --n-heads 2 "
-        "--ffn-dim 48 --dtype float32 --warmup 2 --image-every 3").split()
+TINY = ("--base-channels 4 --multipliers 1 1 2 2 --encoder-blocks 0 0 0 1 "
+        "--decoder-blocks 0 0 1 1 --codebook-size 32 --dim 32 --n-layers 2 "
+        "--n-heads 2 --ffn-dim 48 --dtype float32 --warmup 2 "
+        "--image-every 3").split()
 
 
 @pytest.fixture(autouse=True)
@@ -27,28 +31,33 @@ def seeded():
 
 
 def command(script, *args, ranks=0):
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks else []
+    launch = []
+    if ranks:
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     return [sys.executable, *launch, os.path.join(ROOT, script), *map(str, args)]
 
 
 def run(script, *args, ranks=None, ok=True):
-    """Run one of the five files as a user does -> what it wrote, as .stdout and .stderr; asserts its exit status.
+    """Run a script as a user does -> what it wrote, as .stdout and .stderr;
+    asserts its exit status.
 
-    In this process, which spares it the imports; with ranks in a process of its own (0) or in that many (torchrun)."""
+    In this process, which spares it the imports; with ranks in a process of
+    its own (0) or in that many (torchrun)."""
     if ranks is not None:
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command(script, *args, ranks=ranks), capture_output=True, text=True, env=env, timeout=240)
+        done = subprocess.run(command(script, *args, ranks=ranks), text=True,
+                              capture_output=True, env=ONE_THREAD, timeout=240)
         assert (done.returncode == 0) == ok, done.stderr[-3000:]
         return done
-    done, threads = SimpleNamespace(stdout=io.StringIO(), stderr=io.StringIO()), torch.get_num_threads()
+    out, err = io.StringIO(), io.StringIO()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as above, for the same sums
     try:
-        with mock.patch.object(sys, "argv", [script, *map(str, args)]), contextlib.redirect_stdout(done.stdout), \
-                contextlib.redirect_stderr(done.stderr):
+        with mock.patch.object(sys, "argv", [script, *map(str, args)]), \
+                contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
     finally:
         torch.set_num_threads(threads)
-    return SimpleNamespace(stdout=done.stdout.getvalue(), stderr=done.stderr.getvalue())
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def fails(script, *args):
@@ -70,5 +79,6 @@ def tiny(tmp_path_factory):
     """A folder in which the four stages were trained, twelve steps each, on one process."""
     folder = tmp_path_factory.mktemp("tiny")
     for stage in range(4):
-        run("train.py", "--stage", stage, "--steps", 12, "--batch-size", 2, "--out", folder, *TINY)
+        run("train.py", "--stage", stage, "--steps", 12, "--batch-size", 2,
+            "--out", folder, *TINY)
     return folder

@@ -5,12 +5,14 @@ import torch.nn.functional as F
 
 from tokenizer import TOKENIZER_PRESETS, ClusteringVQ, TokenizerConfig, TokenizerLoss, VideoTokenizer
 
-SMALL = TokenizerConfig(resolution=32, base_channels=8, multipliers=(1, 1, 2, 2), encoder_blocks=(1, 1, 1, 1),
-                        decoder_blocks=(1, 1, 1, 1), codebook_size=64)
+SMALL = TokenizerConfig(resolution=32, base_channels=8, multipliers=(1, 1, 2, 2),
+                        encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1),
+                        codebook_size=64)
 
 
 def small():
-    """A tokenizer whose temporal taps are not the zeros they start from, in float64."""
+    """A tokenizer whose weights of past frames are not the zeros they start
+    from, in float64."""
     tokenizer = VideoTokenizer(SMALL).double().eval()
     for p in tokenizer.parameters():
         torch.nn.init.normal_(p, std=0.2)
@@ -24,7 +26,8 @@ def test_shapes_and_sizes():
         assert tokens.shape == (2, latents, 4, 4) and tokens.dtype == torch.int64 and tokens.max() < 64
         assert tokenizer.decode(tokens[:1]).shape == (1, 3, frames, 32, 32)
     with torch.device("meta"):
-        count = {k: sum(p.numel() for p in VideoTokenizer(c).parameters()) for k, c in TOKENIZER_PRESETS.items()}
+        count = {name: sum(p.numel() for p in VideoTokenizer(config).parameters())
+                 for name, config in TOKENIZER_PRESETS.items()}
     assert count["toy"] < 3e6 and abs(count["paper"] / 246e6 - 1) < 0.02
 
 
@@ -51,7 +54,8 @@ def test_vq_takes_the_nearest_code_and_passes_gradients():
     quantized, tokens, loss = vq(z)
     features = F.normalize(z.movedim(1, -1), dim=-1)
     codes = F.normalize(vq.codebook, dim=-1)
-    assert (tokens == torch.cdist(features.flatten(0, 3), codes).argmin(1).view(tokens.shape)).all()
+    nearest = torch.cdist(features.flatten(0, 3), codes).argmin(1)
+    assert (tokens == nearest.view(tokens.shape)).all()
     assert torch.allclose(quantized, codes[tokens].movedim(-1, 1), atol=1e-6)
     assert torch.allclose(loss, 1.25 * (codes[tokens] - features).square().sum(-1).mean())
     quantized.sum().backward(retain_graph=True)
@@ -63,7 +67,8 @@ def test_vq_takes_the_nearest_code_and_passes_gradients():
 def test_dead_codes_move_to_the_features():
     """Features in one narrow cone: at first a few codes serve it, after the re-initialisation most do."""
     vq = ClusteringVQ(64, 8)
-    z = F.normalize(torch.tensor([1.0] + [0.0] * 7) + 0.05 * torch.randn(4, 5, 4, 4, 8), dim=-1).movedim(-1, 1)
+    z = torch.tensor([1.0] + [0.0] * 7) + 0.05 * torch.randn(4, 5, 4, 4, 8)
+    z = F.normalize(z, dim=-1).movedim(-1, 1)
     _, before, loss = vq(z)
     vq.reinitialize(0, 0)
     kept = before.unique()
@@ -72,15 +77,18 @@ def test_dead_codes_move_to_the_features():
     assert len(after.unique()) > 3 * len(kept) and better < loss / 4
     vq.reinitialize(0, 1)
     moved = (vq.codebook - codebook).norm(dim=1) > 1e-3
-    assert not moved[torch.bincount(after.flatten(), minlength=64) > 20].any()  # codes in use stay
+    used = torch.bincount(after.flatten(), minlength=64) > 20
+    assert not moved[used].any()  # codes in use stay
 
 
 def reinitialize_on(rank, ranks, folder):
-    dist.init_process_group("gloo", rank=rank, world_size=ranks, init_method=f"file://{folder}/{ranks}")
+    dist.init_process_group("gloo", rank=rank, world_size=ranks,
+                            init_method=f"file://{folder}/{ranks}")
     torch.manual_seed(0)
     vq = ClusteringVQ(64, 8)
     for step in range(3):
-        for z in torch.randn(4, 8, 2, 4, 4).chunk(ranks)[rank].chunk(4 // ranks):  # micro-batches of one clip
+        batch = torch.randn(4, 8, 2, 4, 4).chunk(ranks)[rank]
+        for z in batch.split(1):  # micro-batches of one clip
             vq(z)
         vq.reinitialize(7, step)
     torch.save((vq.codebook, vq.usage), f"{folder}/{ranks}.{rank}.pt")
@@ -104,10 +112,23 @@ def test_adversarial_loss_trains_each_player_for_its_own_side():
     objective.zero_grad()
     loss, logs = objective(video, True)
     loss.backward()
-    assert any(p.grad.abs().sum() > 0 for p in objective.discriminator.parameters()) and "critic" in logs
+    assert any(p.grad.abs().sum() > 0 for p in objective.discriminator.parameters())
+    assert "discriminator" in logs
     ours = objective.tokenizer.decoder.conv_out.weight.grad
     assert not torch.allclose(ours, plain)
-    # the tokenizer's gradient is that of -0.1 x the score alone, not of the critic's loss
+    # the tokenizer's gradient is that of -0.1 x the score alone, not of the
+    # discriminator's loss
     objective.tokenizer.zero_grad()
     (-0.1 * objective.discriminator(objective.tokenizer(video)[0]).mean()).backward()
-    assert torch.allclose(ours - plain, objective.tokenizer.decoder.conv_out.weight.grad, atol=1e-5)
+    expected = objective.tokenizer.decoder.conv_out.weight.grad
+    assert torch.allclose(ours - plain, expected, atol=1e-5)
+    # and the discriminator's that of the hinge loss alone
+    objective.zero_grad()
+    objective(video, True)[0].backward()
+    parameters = list(objective.discriminator.parameters())
+    found = [p.grad.clone() for p in parameters]
+    recon = objective.tokenizer(video)[0].detach()
+    real, fake = objective.discriminator(video), objective.discriminator(recon)
+    hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    for a, b in zip(found, torch.autograd.grad(hinge, parameters)):
+        assert torch.allclose(a, b, atol=1e-5)

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -7,9 +8,10 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, command, fails, metrics, run
+from conftest import ONE_THREAD, TINY, command, fails, metrics, run
 
-from sample import SHIPPED, load
+from sample import load
+from tokenizer import SHIPPED
 from train import FRAME_RANGES
 
 
@@ -22,7 +24,8 @@ def test_four_stages_from_nothing(tiny):
     for stage, frames in enumerate(schedule):
         lines = metrics(tiny, stage)
         assert [m["frames"] for m in lines] == frames and "val_loss" in lines[-1]
-        assert [m["step"] for m in lines] == list(range(12)) and all(m["loss"] > 0 and m["lr"] > 0 for m in lines)
+        assert [m["step"] for m in lines] == list(range(12))
+        assert all(m[k] > 0 for m in lines for k in ("loss", "lr", "grad_norm"))
     long = next(m for m in metrics(tiny, 3) if m["frames"] == 65)
     assert {f"loss_{name}" for name in FRAME_RANGES} < set(long)
     early = 5 / 17  # Eq. (2) with lambda = 1 counts the first 5 of 17 latent frames twice
@@ -33,35 +36,47 @@ def test_four_stages_from_nothing(tiny):
 
 
 def test_training_learns(tmp_path):
-    run("train.py", "--stage", 0, "--steps", 40, "--batch-size", 1, "--out", tmp_path, *TINY, "--lr", "3e-3")
+    run("train.py", "--stage", 0, "--steps", 40, "--batch-size", 1,
+        "--out", tmp_path, *TINY, "--lr", "3e-3")
     lines = [m["loss"] for m in metrics(tmp_path, 0)]
     assert lines[14] < 0.8 * lines[0]
-    run("train.py", "--stage", 1, "--steps", 30, "--batch-size", 16, "--out", tmp_path, *TINY, "--lr", "1e-2")
+    run("train.py", "--stage", 1, "--steps", 30, "--batch-size", 16,
+        "--out", tmp_path, *TINY, "--lr", "1e-2")
     lines = losses(tmp_path, 1)
     assert lines[-1] < 0.75 * lines[0]
 
 
+def killed_at(log, lines, process):
+    """Wait until a training has logged so many lines, and SIGKILL it."""
+    while process.poll() is None and not (
+            log.exists() and log.read_text().count("\n") >= lines):
+        time.sleep(0.01)
+    assert process.poll() is None, "finished before it was killed"
+    return process
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, stage):
-    """SIGKILL in the middle, then --resume: the same losses to the last digit."""
-    args = ["--stage", stage, "--steps", 12, "--batch-size", 2, "--save-every", 3, *TINY]
+    """SIGKILL in the middle, then --resume: the same losses to the last digit.
+    Stage 0 is killed before the discriminator plays and resumed beyond."""
+    args = ["--stage", stage, "--steps", 12, "--batch-size", 2,
+            "--save-every", 3, *TINY]
     for name in ("whole", "killed"):
         start_of(stage, tiny, tmp_path / name)
     run("train.py", *args, "--out", tmp_path / "whole")
-    process = subprocess.Popen(command("train.py", *args, "--out", tmp_path / "killed"), stderr=subprocess.DEVNULL,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command("train.py", *args, "--out", tmp_path / "killed"),
+        stderr=subprocess.DEVNULL, env=ONE_THREAD)
     log = tmp_path / "killed" / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 5):
-        time.sleep(0.01)
-    assert process.poll() is None, "finished before it was killed"
-    process.send_signal(signal.SIGKILL)
+    killed_at(log, 5, process).send_signal(signal.SIGKILL)
     process.wait()
     with open(log, "a") as f:
-        f.write('{"stage": 0, "st')  # a half-written line, as a kill can leave
+        f.write('{"stage": 0, "st')  # half a line, as a kill can leave
     run("train.py", *args, "--out", tmp_path / "killed", "--resume")
-    same = [[{k: m[k] for k in m if k.startswith(("step", "loss", "val"))} for m in metrics(tmp_path / n, stage)]
-            for n in ("whole", "killed")]
-    assert same[0] == same[1] and len(same[0]) == 12
+    whole, killed = ([{k: m[k] for k in m if k.startswith(("step", "loss", "val", "grad"))}
+                      for m in metrics(tmp_path / name, stage)]
+                     for name in ("whole", "killed"))
+    assert whole == killed and len(whole) == 12
 
 
 def start_of(stage, source, folder):
@@ -74,78 +89,120 @@ def start_of(stage, source, folder):
 
 
 def test_data_parallel_and_fsdp_follow_one_process(tiny, tmp_path):
-    """The same 20 steps on one process, on two DDP ranks, on two and one FSDP ranks; activations kept or not."""
+    """The same 20 steps on one process, two DDP ranks, two FSDP ranks and one;
+    activations kept or not. All write the same kind of checkpoint."""
     args = ["--stage", 3, "--steps", 20, "--batch-size", 2, "--save-every", 10, *TINY]
     expected = None
-    for name, ranks, flags in (("one", None, ["--micro-batch", 1]), ("ddp", 2, []), ("fsdp", 2, ["--fsdp"]),
-                               ("fsdp1", 1, ["--fsdp", "--micro-batch", 1, "--checkpoint-activations"])):
+    for name, ranks, flags in (
+            ("one", None, ["--micro-batch", 1]), ("ddp", 2, []),
+            ("fsdp", 2, ["--fsdp"]),
+            ("fsdp1", 1, ["--fsdp", "--micro-batch", 1, "--checkpoint-activations"])):
         out = start_of(3, tiny, tmp_path / name)
         run("train.py", *args, *flags, "--out", out, ranks=ranks)
-        followed = losses(out, 3)
-        expected = expected or followed
-        assert len(followed) == 20 and followed == pytest.approx(expected, abs=1e-4), name
-    models = [load(tmp_path / name)[0].state_dict() for name in ("one", "fsdp")]  # slices are put together for sampling
-    for name, weight in models[0].items():
-        assert torch.allclose(weight, models[1][name], atol=1e-3), name
+        found = losses(out, 3), [m["grad_norm"] for m in metrics(out, 3)]
+        expected = expected or found
+        assert len(found[0]) == 20
+        for a, b in zip(found, expected):
+            assert a == pytest.approx(b, rel=1e-4, abs=1e-4), name
+    one, fsdp = (torch.load(tmp_path / name / "stage3.pt", weights_only=True)
+                 for name in ("one", "fsdp"))
+    assert one.keys() == fsdp.keys() and one["args"] == fsdp["args"]
+    for name, weight in one["weights"].items():
+        assert torch.allclose(weight, fsdp["weights"][name], atol=1e-3), name
+        for moment, x in one["optimizer"]["state"][name].items():
+            other = fsdp["optimizer"]["state"][name][moment]
+            assert torch.allclose(x, other, atol=1e-3), (name, moment)
+    run("sample.py", "--ckpt", tmp_path / "fsdp", "--prompt", "", "--seconds", 1,
+        "--out", tmp_path / "a.mp4")
 
 
 def test_fsdp_killed_and_resumed_on_any_number_of_ranks(tiny, tmp_path):
-    args = ["--stage", 3, "--steps", 12, "--batch-size", 2, "--save-every", 4, "--fsdp", *TINY]
-    whole, killed = start_of(3, tiny, tmp_path / "whole"), start_of(3, tiny, tmp_path / "killed")
-    run("train.py", *args, "--out", whole, ranks=2)
-    process = subprocess.Popen(command("train.py", *args, "--out", killed, ranks=2), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    log = killed / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 6):
-        time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    args = ["--stage", 3, "--steps", 12, "--batch-size", 2, "--save-every", 4, *TINY]
+    whole, killed = (start_of(3, tiny, tmp_path / n) for n in ("whole", "killed"))
+    run("train.py", *args, "--fsdp", "--out", whole, ranks=2)
+    process = subprocess.Popen(
+        command("train.py", *args, "--fsdp", "--out", killed, ranks=2),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
+    killed_at(killed / "metrics.jsonl", 6, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
+                              text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)  # one rank dies
     assert process.wait(timeout=60) != 0  # and the job with it
     assert torch.load(killed / "stage3.pt", weights_only=True)["step"] in (4, 8)
     shutil.copytree(killed, tmp_path / "alone")
-    run("train.py", *args, "--out", killed, "--resume", ranks=2)
-    assert losses(killed, 3) == losses(whole, 3) and len(losses(killed, 3)) == 12  # to the last digit
-    run("train.py", *args, "--out", tmp_path / "alone", "--resume", ranks=1)
+    run("train.py", *args, "--fsdp", "--out", killed, "--resume", ranks=2)
+    assert losses(killed, 3) == losses(whole, 3)  # to the last digit
+    assert len(losses(killed, 3)) == 12
+    run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "alone",
+        "--resume")  # one process, no FSDP
     assert losses(tmp_path / "alone", 3) == pytest.approx(losses(whole, 3), rel=1e-4)
-    assert sum(path.is_dir() for path in killed.iterdir()) == 1  # the latest slices alone
-    slices = next(path for path in (killed / "stage3.pt.12").iterdir())
-    slices.write_bytes(slices.read_bytes()[:1000])
-    assert "--fsdp shares" in fails("train.py", *args, "--out", killed, "--overwrite")  # needs torchrun
-    assert "damaged" in fails("sample.py", "--prompt", "", "--ckpt", killed, "--out", tmp_path / "v.mp4")
+    assert "--fsdp is for" in fails("train.py", *args, "--fsdp", "--out", killed,
+                                    "--overwrite")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_two_processes_follow_one(tiny, tmp_path, stage):
-    """torchrun with two ranks, and one process with accumulation: the same batches, the same losses."""
+    """torchrun with two ranks, and one process with accumulation: the same
+    batches, the same losses."""
     for name in ("one", "two"):
         start_of(stage, tiny, tmp_path / name)
-    args = ["--stage", stage, "--steps", 11 if stage == 0 else 4, "--batch-size", 2, *TINY]
+    args = ["--stage", stage, "--steps", 11 if stage == 0 else 4,
+            "--batch-size", 2, *TINY]
     run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "one")
     run("train.py", *args, "--out", tmp_path / "two", ranks=2)
-    assert losses(tmp_path / "two", stage) == pytest.approx(losses(tmp_path / "one", stage), abs=2e-4)
+    one, two = (losses(tmp_path / name, stage) for name in ("one", "two"))
+    assert one == pytest.approx(two, abs=2e-4)
     if stage == 0:
-        one, two = (torch.load(tmp_path / n / "tokenizer.pt", weights_only=True)["weights"] for n in ("one", "two"))
-        assert (one["vq.codebook"] - two["vq.codebook"]).norm(dim=1).median() < 1e-2
+        one, two = (torch.load(tmp_path / name / "tokenizer.pt", weights_only=True)
+                    for name in ("one", "two"))
+        moved = one["weights"]["vq.codebook"] - two["weights"]["vq.codebook"]
+        assert moved.norm(dim=1).median() < 1e-2
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tiny, tmp_path):
+    """The first checkpoint fits, the second does not: one line, nothing lost."""
+    out = start_of(1, tiny, tmp_path / "out")
+    args = ["--stage", 1, "--steps", 4, "--batch-size", 2, "--out", out, *TINY]
+    run("train.py", *args)
+    before = (out / "stage1.pt").read_bytes()
+    full = subprocess.run(
+        command("train.py", *args, "--overwrite"), capture_output=True, text=True,
+        env=ONE_THREAD, preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (len(before) // 2,) * 2))
+    assert full.returncode and "Traceback" not in full.stderr
+    assert full.stderr.splitlines()[-1].startswith("train.py: cannot write")
+    assert (out / "stage1.pt").read_bytes() == before
+    assert not list(out.glob("*.tmp"))
 
 
 def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
-    before = (tiny / "stage1.pt").read_bytes()
-    assert "exists" in fails("train.py", "--stage", 1, "--out", tiny)
-    assert "train stage 2 first" in fails("train.py", "--stage", 3, "--out", tmp_path)
-    assert "at least 1" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--batch-size", 0)
-    odd = run("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--batch-size", 3, ranks=2, ok=False)
-    assert "cannot be shared equally by 2 processes" in odd.stderr
-    assert "another shape" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--init", tiny / "stage2.pt", "--dim", 64)
-    assert "same flags" in fails("train.py", "--stage", 1, "--out", tiny, "--resume", "--steps", 99)
-    assert "cannot start from" in fails("train.py", "--stage", 2, "--out", tiny, "--overwrite", "--init", tiny / "tokenizer.pt")
-    assert "holds critic" in fails("train.py", "--stage", 1, "--out", tmp_path, "--init", f"{SHIPPED}/critic.pt")
-    assert "must be positive" in fails("train.py", "--stage", 1, "--out", tmp_path, "--n-heads", 0)
-    assert "twice the" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--dim", 30, "--n-heads", 4)
-    assert "8x8x4" in fails("train.py", "--stage", 0, "--out", tmp_path, "--multipliers", 1, 2)
-    assert "no token shards" in fails("train.py", "--stage", 1, "--out", tiny, "--overwrite", "--data", tmp_path)
-    torch.save(torch.load(tiny / "stage1.pt", weights_only=True) | {"step": 5}, tmp_path / "stage1.pt")
-    assert "is at step 5 of 12" in fails("train.py", "--stage", 2, "--out", tmp_path)
-    (tmp_path / "stage1.pt").write_bytes(before[:1000])
-    assert "cut short" in fails("train.py", "--stage", 2, "--out", tmp_path)
-    assert (tiny / "stage1.pt").read_bytes() == before
-    assert json.loads((tiny / "metrics.jsonl").read_text().splitlines()[0])["step"] == 0
+    before = {name: (tiny / name).read_bytes()
+              for name in ("stage1.pt", "metrics.jsonl")}
+
+    def wrong(stage, *flags, out=tiny):
+        return fails("train.py", "--stage", stage, "--out", out, *flags)
+
+    again = ("--overwrite",)
+    assert "exists" in wrong(1)
+    assert "train stage 2 first" in wrong(3, out=tmp_path)
+    assert "at least 1" in wrong(1, *again, "--batch-size", 0)
+    odd = run("train.py", "--stage", 1, "--out", tiny, *again, "--batch-size", 3,
+              ranks=2, ok=False)
+    assert "2 processes cannot share --batch-size 3" in odd.stderr
+    assert "another shape" in wrong(1, *again, "--init", tiny / "stage2.pt", "--dim", 64)
+    assert "has steps 12, not 99" in wrong(
+        1, "--resume", *TINY, "--batch-size", 2, "--steps", 99)
+    assert "holds tokenizer" in wrong(2, *again, "--init", tiny / "tokenizer.pt")
+    critic = f"{SHIPPED}/critic.pt"
+    assert "holds critic" in wrong(1, "--init", critic, out=tmp_path)
+    assert "must be positive" in wrong(1, "--n-heads", 0, out=tmp_path)
+    assert "twice" in wrong(1, *again, "--dim", 30, "--n-heads", 4)
+    assert "8x8x4" in wrong(0, "--multipliers", 1, 2, out=tmp_path)
+    assert "no token shards" in wrong(1, *again, "--data", tmp_path)
+    saved = torch.load(tiny / "stage1.pt", weights_only=True)
+    torch.save(saved | {"step": 5}, tmp_path / "stage1.pt")
+    assert "is at step 5 of 12" in wrong(2, out=tmp_path)
+    (tmp_path / "stage1.pt").write_bytes(before["stage1.pt"][:1000])
+    assert "cut short" in wrong(2, out=tmp_path)
+    for name, content in before.items():
+        assert (tiny / name).read_bytes() == content

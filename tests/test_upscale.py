@@ -1,52 +1,297 @@
-"""--upscale and --refine through diffusers' own pipelines, with networks so small that they can be random."""
+"""tools/upscale.py: windows and files, and both diffusion pipelines, with
+networks so small that they can be random."""
+import itertools
 import json
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from fractions import Fraction
 
+import av
 import imageio.v3
 import numpy as np
 import pytest
-from conftest import fails, run
+from conftest import ONE_THREAD, command, fails, run
+from upscale import lanczos, read, refiner, upscaler, windows
 
 from data import toy_clip
-from sample import generate, load, refiner, upscaler
+from sample import Writer
 
-diffusers = pytest.importorskip("diffusers")
+
+# ---------------------------------------------------------------------------
+# windows
+
+def numbered(n):
+    """Frames (2, 2, 3) that hold their own number."""
+    for i in range(n) if n else itertools.count():
+        yield np.full((2, 2, 3), i % 256, np.uint8)
+
+
+def test_windows_pass_every_frame_once_and_fade():
+    """Whatever the length, an enhancer that changes nothing changes nothing;
+    a step between windows becomes a slope."""
+    video = np.random.default_rng(0).integers(0, 256, (70, 2, 2, 3))
+    video = video.astype(np.uint8)
+    for n in (0, 1, 3, 4, 5, 15, 16, 17, 20, 28, 29, 65, 70):
+        sizes = []
+
+        def unchanged(frames):
+            sizes.append(len(frames))
+            return frames.copy()
+
+        out = list(windows(iter(video[:n]), unchanged))
+        assert len(out) == n
+        assert all((a == b).all() and a.dtype == b.dtype
+                   for a, b in zip(out, video))
+        assert max(sizes, default=0) <= 16
+        assert sum(sizes) == n + 4 * max(0, len(sizes) - 1)  # none is idle
+
+    levels = itertools.count(0, 50)  # 0 in the first window, then 50
+    out = windows(video[:28], lambda x: np.full_like(x, next(levels)))
+    expected = [0] * 12 + [10, 20, 30, 40] + [50] * 12
+    assert [int(frame.max()) for frame in out] == expected
+
+
+def test_windows_may_be_enlarged_and_chained():
+    video = list(numbered(33))
+    out = list(windows(windows(video, lanczos), lambda x: 255 - x))
+    assert len(out) == 33
+    assert all((frame == 255 - i).all() and frame.shape == (8, 8, 3)
+               for i, frame in enumerate(out))
+
+
+def test_an_endless_video_needs_the_memory_of_a_window():
+    """No frame is read before it is needed, and none is kept afterwards."""
+    taken = []
+
+    def source():
+        for frame in numbered(None):
+            taken.append(weakref.ref(frame))
+            yield frame
+
+    out = windows(source(), lambda frames: frames.copy())
+    for i in range(1000):
+        assert next(out)[0, 0, 0] == i % 256
+        assert i < len(taken) <= i + 16
+        if i % 100 == 0:
+            assert sum(frame() is not None for frame in taken) <= 17
+    out.close()  # without complaint
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_window_loses_itself_alone(error):
+    """Ctrl-C in the third window: all before it comes out once."""
+    def enhance(frames):
+        if frames[0, 0, 0, 0] == 24:
+            raise error
+        return frames
+
+    out = []
+    with pytest.raises(error):
+        for frame in windows(numbered(65), enhance):
+            out.append(int(frame.max()))
+    assert out == list(range(28))
+
+
+def test_a_source_that_fails_loses_one_window():
+    def source():
+        yield from numbered(30)
+        raise OSError("the film is damaged here")
+
+    out = []
+    with pytest.raises(OSError, match="damaged here"):
+        for frame in windows(source(), lambda frames: frames):
+            out.append(int(frame.max()))
+    assert out == list(range(28))
+
+
+# ---------------------------------------------------------------------------
+# files, with --method lanczos
+
+def write(path, video, fps=6.5):
+    writer = Writer(str(path), fps)
+    writer.write(video)
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return toy_clip(np.random.default_rng(0), 20)[0]  # (20, 64, 64, 3)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".gif"])
+@pytest.mark.parametrize("fps", [6.5, 24])
+def test_lanczos(clip, tmp_path, ending, fps):
+    """Size times four; the number and rate of the frames, and what they
+    show, are kept."""
+    small = write(tmp_path / f"a{ending}", clip, fps)
+    for out in (tmp_path / "b.mp4", tmp_path / "b.gif"):
+        run("tools/upscale.py", small, "--method", "lanczos", "--out", out)
+        video = imageio.v3.imread(out, plugin="pyav")
+        assert video.shape == (20, 256, 256, 3)
+        assert np.abs(video[:, 2::4, 2::4].astype(int) - clip).mean() < 3
+        # a gif has no rate, only times in hundredths of a second
+        assert read(str(out))[0] == pytest.approx(fps, rel=0.002)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted([small.name, "b.gif", "b.mp4"])  # nothing else
+
+
+def enlarge(path, out):
+    run("tools/upscale.py", path, "--method", "lanczos", "--out", out)
+    return read(str(out))[0], imageio.v3.imread(out, plugin="pyav")
+
+
+def test_odd_rates_single_frames_and_rotation(clip, tmp_path):
+    path, out = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    ntsc = Fraction(30000, 1001)
+    fps, frames = enlarge(write(path, clip[:, :48], ntsc), out)
+    assert fps == ntsc and frames.shape == (20, 192, 256, 3)
+
+    for single in (out, tmp_path / "b.gif"):
+        assert len(enlarge(write(path, clip[:1]), single)[1]) == 1
+
+    writer = Writer(str(path))
+    writer.stream.set_display_rotation(90)  # counterclockwise
+    writer.write(clip[:, :48])
+    writer.close()
+    _, frames = enlarge(path, out)
+    upright = np.rot90(clip[:, :48], axes=(1, 2))
+    assert np.abs(frames[:, 2::4, 2::4].astype(int) - upright).mean() < 3
+
+
+def test_the_source_is_never_lost(clip, tmp_path):
+    """--out that is the source, or whose growing file would be, is refused;
+    so is what is no video. Nothing is written."""
+    path, part = tmp_path / "a.mp4", tmp_path / "b.part.mp4"
+    before = write(path, clip).read_bytes()
+    part.write_bytes(before)
+    (tmp_path / "link.mp4").symlink_to(path)
+
+    def refused(video, out, *more):
+        return fails("tools/upscale.py", video, "--out", out, "--method",
+                     "lanczos", *more)
+
+    assert "would overwrite" in refused(path, path)
+    assert "would overwrite" in refused(path, f"{tmp_path}/./a.mp4")
+    assert "would overwrite" in refused(path, tmp_path / "link.mp4")
+    assert "would overwrite" in refused(part, tmp_path / "b.mp4")
+    assert "not a readable video" in refused(__file__, tmp_path / "c.mp4")
+    assert "no.mp4" in refused(tmp_path / "no.mp4", tmp_path / "c.mp4")
+    assert "must end in" in refused(path, tmp_path / "c.png")
+    assert "cannot write" in refused(path, tmp_path / "no" / "c.mp4")
+    assert "positive" in refused(path, tmp_path / "c.mp4", "--steps", 0)
+    assert path.read_bytes() == part.read_bytes() == before
+    assert not (tmp_path / "c.mp4").exists()
+
+
+def test_an_interrupt_leaves_a_video_that_plays(clip, tmp_path):
+    """Ctrl-C while a long film is enlarged: what was made has its name."""
+    long = write(tmp_path / "long.mp4", np.concatenate([clip] * 150))
+    part, out = tmp_path / "b.part.mp4", tmp_path / "b.mp4"
+    process = subprocess.Popen(
+        command("tools/upscale.py", long, "--method", "lanczos", "--out", out),
+        stderr=subprocess.DEVNULL, env=ONE_THREAD,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    while not (part.exists() and part.stat().st_size > 20000):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    with av.open(str(out)) as film:
+        frames = sum(1 for _ in film.decode(video=0))
+    assert 16 <= frames < 3000 and not part.exists()
+
+
+def test_the_standard_output_is_an_mp4(clip, tmp_path):
+    small = write(tmp_path / "a.mp4", clip)
+    with open(tmp_path / "b.mp4", "wb") as out:
+        subprocess.run(command("tools/upscale.py", small, "--method",
+                               "lanczos", "--out", "-"), env=ONE_THREAD,
+                       stdout=out, stderr=subprocess.DEVNULL, check=True)
+    assert len(list(read(str(tmp_path / "b.mp4"))[2])) == 20
+
+
+# ---------------------------------------------------------------------------
+# diffusion
+
+def test_missing_packages_are_named(clip, tmp_path, monkeypatch):
+    small = write(tmp_path / "a.mp4", clip)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    error = fails("tools/upscale.py", small, "--out", tmp_path / "b.mp4")
+    assert error == ("upscale.py: diffusion models need: pip install "
+                     "diffusers transformers accelerate")
+    assert not (tmp_path / "b.mp4").exists()
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders of an upscaling pipeline, and of a base, a motion adapter and a ControlNet."""
+    """Folders of an upscaling pipeline, and of a base, a motion adapter and
+    a ControlNet for refinement."""
+    pytest.importorskip("diffusers")
     import torch
-    from diffusers import (AutoencoderKL, ControlNetModel, DDIMScheduler, DDPMScheduler, MotionAdapter, StableDiffusionPipeline,
-                           StableDiffusionUpscalePipeline, UNet2DConditionModel)
+    from diffusers import (AutoencoderKL, ControlNetModel, DDIMScheduler,
+                           DDPMScheduler, MotionAdapter,
+                           StableDiffusionPipeline,
+                           StableDiffusionUpscalePipeline,
+                           UNet2DConditionModel)
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
     letters = [chr(c) for c in range(33, 127)]
-    vocab = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocab)}))
+    vocab = ["<|startoftext|>", "<|endoftext|>", *letters,
+             *(f"{c}</w>" for c in letters)]
+    ids = {word: i for i, word in enumerate(vocab)}
+    (folder / "vocab.json").write_text(json.dumps(ids))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=1,
-                                        vocab_size=len(vocab), bos_token_id=0, eos_token_id=1, pad_token_id=1))
-    blocks = dict(down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), block_out_channels=(8, 8), layers_per_block=1,
-                  cross_attention_dim=8, norm_num_groups=2, attention_head_dim=2)
-    up = dict(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), out_channels=4)
+    text = dict(
+        tokenizer=CLIPTokenizer.from_pretrained(folder, model_max_length=77),
+        text_encoder=CLIPTextModel(CLIPTextConfig(
+            hidden_size=8, intermediate_size=8, num_attention_heads=2,
+            num_hidden_layers=1, vocab_size=len(vocab), bos_token_id=0,
+            eos_token_id=1, pad_token_id=1)))
+    blocks = dict(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        block_out_channels=(8, 8), layers_per_block=1, cross_attention_dim=8,
+        norm_num_groups=2, attention_head_dim=2)
+    up = dict(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+              out_channels=4)
 
     def vae(levels):
-        return AutoencoderKL(block_out_channels=(8,) * levels, down_block_types=("DownEncoderBlock2D",) * levels,
-                             up_block_types=("UpDecoderBlock2D",) * levels, latent_channels=4, norm_num_groups=2)
+        return AutoencoderKL(
+            block_out_channels=(8,) * levels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            latent_channels=4, norm_num_groups=2)
 
     StableDiffusionUpscalePipeline(
-        vae=vae(3), text_encoder=text, tokenizer=tokenizer, low_res_scheduler=DDPMScheduler(), scheduler=DDIMScheduler(steps_offset=1),
-        unet=UNet2DConditionModel(in_channels=7, num_class_embeds=100, **blocks, **up)).save_pretrained(folder / "upscale")
+        vae=vae(3), low_res_scheduler=DDPMScheduler(),
+        scheduler=DDIMScheduler(steps_offset=1),
+        unet=UNet2DConditionModel(in_channels=7, num_class_embeds=100,
+                                  **blocks, **up), **text,
+    ).save_pretrained(folder / "upscale")
     StableDiffusionPipeline(
-        vae=vae(2), text_encoder=text, tokenizer=tokenizer, scheduler=DDIMScheduler(clip_sample=False, steps_offset=1), safety_checker=None,
-        unet=UNet2DConditionModel(in_channels=4, **blocks, **up), feature_extractor=None, requires_safety_checker=False,
+        vae=vae(2), scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        unet=UNet2DConditionModel(in_channels=4, **blocks, **up),
+        safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False, **text,
     ).save_pretrained(folder / "base")
-    MotionAdapter(block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=2,
-                  motion_num_attention_heads=2).save_pretrained(folder / "adapter")
-    ControlNetModel(in_channels=4, conditioning_embedding_out_channels=(8, 8), **blocks).save_pretrained(folder / "control")
-    return {name: str(folder / name) for name in ("upscale", "base", "adapter", "control")}
+    MotionAdapter(
+        block_out_channels=(8, 8), motion_layers_per_block=1,
+        motion_norm_num_groups=2, motion_num_attention_heads=2,
+    ).save_pretrained(folder / "adapter")
+    ControlNetModel(
+        in_channels=4, conditioning_embedding_out_channels=(8, 8), **blocks,
+    ).save_pretrained(folder / "control")
+    return {name: str(folder / name)
+            for name in ("upscale", "base", "adapter", "control")}
+
+
+@pytest.fixture(scope="module")
+def for_refining(models):
+    return [models[name] for name in ("base", "adapter", "control")]
 
 
 @pytest.fixture
@@ -55,28 +300,41 @@ def frames():
 
 
 def test_upscale(models, frames):
-    """Four times the size, repeatable, the prompt heard; equal frames stay equal, so still parts do not flicker."""
-    enhance = upscaler(models["upscale"], 2, 0, "cpu")
+    """Four times the size, repeatable, the prompt heard; equal frames stay
+    equal, so still parts do not flicker."""
+    enhance = upscaler(models["upscale"], "a red circle", 2, 0, "cpu")
     still = np.concatenate([frames[:1], frames[:1]])
-    out = enhance(still, "a red circle")
+    out = enhance(still)
     assert out.shape == (2, 128, 128, 3) and out.dtype == np.uint8
-    assert np.abs(out[0].astype(int) - out[1]).max() <= 1 and (out == enhance(still, "a red circle")).all()
-    assert not (out == enhance(still, "blue")).all() and not (out == enhance(frames[-2:], "a red circle")).all()
+    assert np.abs(out[0].astype(int) - out[1]).max() <= 1
+    assert (out == enhance(still)).all()
+    assert not (out == enhance(frames[-2:])).all()
+    other = upscaler(models["upscale"], "blue", 2, 0, "cpu")
+    assert not (out == other(still)).all()
 
 
-def test_refine(models, frames):
-    enhance = refiner([models[name] for name in ("base", "adapter", "control")], 4, 0, "cpu")
-    out = enhance(frames, "a red circle")
+def test_refine(for_refining, frames):
+    enhance = refiner(for_refining, "a red circle", 4, 0, "cpu")
+    out = enhance(frames)
     assert out.shape == (6, 32, 32, 3) and out.dtype == np.uint8
-    assert (out == enhance(frames, "a red circle")).all() and not (out == enhance(frames[::-1], "a red circle")).all()
+    assert (out == enhance(frames)).all()
+    assert not (out == enhance(frames[::-1])).all()
 
 
-def test_command_line(models, tiny, tmp_path):
-    ask = ["--ckpt", tiny, "--prompt", "a red circle", "--seconds", 0.5, "--diffusion-steps", 2, "--out", tmp_path / "a.mp4"]
-    run("sample.py", *ask, "--refine", "--refine-models", *(models[n] for n in ("base", "adapter", "control")))
-    refined, plain = imageio.v3.imread(tmp_path / "a.mp4"), next(generate(*load(str(tiny)), "a red circle", seconds=0.5))
-    assert refined.shape == plain.shape and np.abs(refined.astype(int) - plain).mean() > 20  # more than an mp4 changes
-    run("sample.py", *ask, "--upscale", "--upscale-model", models["upscale"])
-    assert imageio.v3.imread(tmp_path / "a.mp4").shape == (3, 256, 256, 3)
-    assert "cannot load" in fails("sample.py", *ask, "--out", tmp_path / "b.mp4", "--upscale", "--upscale-model", tmp_path / "none")
-    assert not (tmp_path / "b.mp4").exists()
+def test_command_line(models, for_refining, frames, tmp_path):
+    """Both models, one after the other; a model that does not exist."""
+    small, out = write(tmp_path / "a.mp4", frames[:3], 24), tmp_path / "b.mp4"
+    ask = ["tools/upscale.py", small, "--prompt", "a red circle", "--steps", 2]
+    upscale = ["--model", models["upscale"], "--out", out]
+    refine = ["--refine", "--refine-models", *for_refining]
+    run(*ask, *upscale)
+    plain = imageio.v3.imread(out)
+    run(*ask, *upscale, *refine)
+    refined = imageio.v3.imread(out)
+    assert plain.shape == refined.shape == (3, 128, 128, 3)
+    assert np.abs(refined.astype(int) - plain).mean() > 20  # not the codec
+    assert read(str(out))[0] == 24
+
+    missing = ["--model", tmp_path / "none", "--out", tmp_path / "c.mp4"]
+    assert "cannot load" in fails(*ask, *missing)
+    assert not (tmp_path / "c.mp4").exists()

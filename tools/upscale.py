@@ -1,0 +1,199 @@
+"""tools/upscale.py: super-resolution and refinement (Sec. 3.3).
+
+    python tools/upscale.py small.mp4 --prompt "..." --refine --out large.mp4
+    python tools/upscale.py small.mp4 --method lanczos --out large.mp4
+
+The language model writes small videos. Off-the-shelf models then make them
+four times as wide and high and, with --refine, add fine detail:
+
+    (T, H, W, 3) -> upscaler -> (T, 4H, 4W, 3) -> refiner -> (T, 4H, 4W, 3)
+
+Each works on windows of 16 frames that overlap by 4 and fade into each
+other, so no seam shows, and a long video needs no more memory than a short
+one. --prompt says what the video shows; it may be left out.
+
+Diffusion models need: pip install diffusers transformers accelerate.
+Lanczos, a plain image filter, needs nothing.
+
+This file knows nothing about tokens; any video will do. Sound is lost.
+"""
+import argparse
+import contextlib
+import os
+import sys
+from itertools import islice
+
+import av
+import imageio.v3
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from sample import Writer  # noqa: E402
+
+
+def windows(frames, enhance, size=16, overlap=4):
+    """Pass frames through `enhance`, a window at a time, and yield them.
+
+    frames: any iterable of uint8 (H, W, 3), even an endless one.
+    enhance: uint8 (T, H, W, 3) -> uint8 (T, H', W', 3), T <= size.
+    If `enhance` or the source of the frames fails or is interrupted, the
+    frames that are finished come out before the exception is raised.
+    """
+    frames = iter(frames)
+    context, tail = [], []  # the last frames, as given and as enhanced
+    try:
+        while new := list(islice(frames, size - len(context))):
+            window = context + new
+            enhanced = list(enhance(np.stack(window)))
+            for i, old in enumerate(tail):  # fade from old to new
+                w = (i + 1) / (len(tail) + 1)
+                faded = np.rint((1 - w) * old + w * enhanced[i])
+                enhanced[i] = faded.astype(np.uint8)
+            context, tail = window[-overlap:], enhanced[-overlap:]
+            yield from enhanced[:-overlap]
+    except (Exception, KeyboardInterrupt):
+        yield from tail
+        raise
+    yield from tail
+
+
+# ---------------------------------------------------------------------------
+# off-the-shelf models
+
+def lanczos(frames):
+    """uint8 (T, H, W, 3) -> (T, 4H, 4W, 3), without a network."""
+    size = 4 * frames.shape[2], 4 * frames.shape[1]
+    return np.stack([Image.fromarray(frame).resize(size, Image.LANCZOS)
+                     for frame in frames])
+
+
+def upscaler(model, prompt, steps, seed, device):
+    """Super-resolution by latent diffusion (the paper's [55]) ->
+    enhance(frames), uint8 (T, H, W, 3) -> (T, 4H, 4W, 3)."""
+    pipe = pretrained("StableDiffusionUpscalePipeline", model, device)
+    pipe.set_progress_bar_config(disable=True)
+
+    def enhance(frames):
+        images = [Image.fromarray(frame) for frame in frames]
+        # the same noise for every frame: what stands still does not flicker
+        noise = [torch.Generator().manual_seed(seed) for _ in frames]
+        images = pipe(prompt=[prompt] * len(frames), image=images,
+                      num_inference_steps=steps, generator=noise).images
+        return np.stack(images)
+    return enhance
+
+
+def refiner(models, prompt, steps, seed, device):
+    """Refinement -> enhance(frames), of the same size. models: a Stable
+    Diffusion model; an AnimateDiff adapter [56], for detail that moves with
+    the video; a ControlNet [57], which keeps content and motion."""
+    base, adapter, controlnet = models
+    pipe = pretrained(
+        "AnimateDiffVideoToVideoControlNetPipeline", base, device,
+        motion_adapter=pretrained("MotionAdapter", adapter, device),
+        controlnet=pretrained("ControlNetModel", controlnet, device))
+    pipe.set_progress_bar_config(disable=True)
+
+    def enhance(frames):
+        images = [Image.fromarray(frame) for frame in frames]
+        width, height = images[0].size
+        noise = torch.Generator().manual_seed(seed)
+        videos = pipe(prompt=prompt, video=images, conditioning_frames=images,
+                      height=height, width=width, strength=0.5,  # our choice
+                      num_inference_steps=steps, generator=noise).frames
+        return np.stack(videos[0])
+    return enhance
+
+
+def pretrained(kind, model, device, **parts):
+    """A model or pipeline of the diffusers library: kind is its class, model
+    a name on the Hugging Face hub or a folder. ValueError if that fails."""
+    try:
+        import diffusers
+        import transformers
+    except ImportError as e:
+        raise ValueError("diffusion models need: pip install diffusers "
+                         "transformers accelerate") from e
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    try:
+        return getattr(diffusers, kind).from_pretrained(
+            model, dtype=dtype, **parts).to(device)
+    except Exception as e:  # offline, no such model, a model of another kind
+        reason = str(e).split("\n")[0] or type(e).__name__
+        raise ValueError(f"cannot load {model} as {kind} ({reason})") from e
+
+
+# ---------------------------------------------------------------------------
+# plumbing: files, arguments
+
+def read(path):
+    """A video -> its frame rate, its number of frames (0: unknown), and the
+    frames one by one, upright, at a constant rate, uint8 (H, W, 3)."""
+    try:
+        with av.open(path) as film:
+            stream = film.streams.video[0]
+            fps, count = stream.guessed_rate, stream.frames
+            turned = next(film.decode(stream)).rotation // 90
+    except Exception as e:
+        raise ValueError(f"{path} is not a readable video") from e
+    frames = imageio.v3.imiter(path, plugin="pyav",
+                               filter_sequence=[("fps", str(fps))])
+    return fps, count, (np.rot90(frame, turned) for frame in frames)
+
+
+def parse():
+    p = argparse.ArgumentParser(description="Enlarge a video four times.")
+    add = p.add_argument
+    add("video", metavar="VIDEO")
+    add("--out", metavar="VIDEO", required=True, help=".mp4, .gif or -")
+    add("--method", choices=["diffusion", "lanczos"], default="diffusion")
+    add("--model", default="stabilityai/stable-diffusion-x4-upscaler")
+    add("--refine", action="store_true", help="then add fine detail")
+    add("--refine-models", nargs=3, metavar=("BASE", "ADAPTER", "CONTROLNET"),
+        default=["stable-diffusion-v1-5/stable-diffusion-v1-5",
+                 "guoyww/animatediff-motion-adapter-v1-5-3",
+                 "lllyasviel/control_v11f1e_sd15_tile"])
+    add("--prompt", default="", help="what the video shows")
+    add("--steps", type=int, default=25, help="of each diffusion model")
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = p.parse_args()
+    name, ending = os.path.splitext(args.out)
+    if args.steps < 1 or not 0 <= args.seed < 2 ** 63:
+        raise ValueError("--steps must be positive and --seed at least 0")
+    if ending not in (".mp4", ".gif") and args.out != "-":
+        raise ValueError("--out must end in .mp4 or .gif, or be -")
+    if not os.access(os.path.dirname(args.out) or ".", os.W_OK):
+        raise ValueError(f"cannot write {args.out}")
+    for path in (args.out, f"{name}.part{ending}"):  # see Writer
+        if os.path.exists(path) and os.path.samefile(path, args.video):
+            raise ValueError(f"--out would overwrite {args.video}")
+    return args
+
+
+def main():
+    args = parse()
+    fps, count, frames = read(args.video)
+    how = args.prompt, args.steps, args.seed, args.device
+    diffusion = args.method == "diffusion"
+    upscale = upscaler(args.model, *how) if diffusion else lanczos
+    frames = windows(frames, upscale)
+    if args.refine:
+        frames = windows(frames, refiner(args.refine_models, *how))
+    with contextlib.closing(Writer(args.out, fps)) as writer:
+        for frame in tqdm(frames, total=count or None, unit="frame"):
+            writer.write([frame])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        sys.exit(f"upscale.py: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
