@@ -26,11 +26,12 @@ from PIL import Image, ImageOps
 FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
 def latent_frames(frames):
-    """Latent frames that hold so many frames: 1, 17, 65 -> 1, 5, 17."""
+    """How many latent frames hold these frames: 1, 17, 65 -> 1, 5, 17. The
+    first frame has its own, the others share one by four, rounded up."""
     return 1 + (frames + 2) // 4
 
 def video_frames(latents):
-    """Frames of so many latent frames: 1, 5, 17 -> 1, 17, 65."""
+    """How many frames these latent frames give: 1, 5, 17 -> 1, 17, 65."""
     return 4 * latents - 3
 
 # ---------------------------------------------------------------------------
@@ -59,7 +60,8 @@ class TextTokenizer:
                                      mergeable_ranks=ranks, special_tokens={})
 
     def encode(self, caption):
-        """str -> list of ids below n_vocab; no model reads more than 128."""
+        """str -> list of ids below n_vocab. Absurdly long captions are cut
+        first; `prefix_tokens` cuts to what the model reads."""
         return self.bpe.encode_ordinary(caption[:4096])
 
 # ---------------------------------------------------------------------------
@@ -129,7 +131,8 @@ def toy_clip(rng, frames=65, attributes=None):
     `toy_attributes`; drawn if None."""
     a = dict(attributes or toy_attributes(rng))
     radius, speed = RADII[a["size"]], SPEEDS[a["speed"]]
-    # the centre travels `span` pixels, then turns; it starts on a token
+    # a triangle wave: the centre travels `span` pixels between the walls,
+    # and starts on the grid of tokens, 8 pixels apart
     span = SIZE - 2 * radius
     start = 8 * rng.integers(2 * span // 8, size=2)
     step = speed * np.array(MOTIONS[a["motion"]])
@@ -138,7 +141,7 @@ def toy_clip(rng, frames=65, attributes=None):
     cover = toy_cover(a["shape"], radius, a["path"])[..., None]
     ground = np.float32(BACKGROUNDS[a["background"]])
     video = ground + cover * (np.float32(COLORS[a["color"]]) - ground)
-    other = rng.random() >= 0.6
+    other = rng.random() >= 0.6  # else the canonical wording
     wording = WORDINGS[rng.integers(1, len(WORDINGS)) if other else 0]
     return np.rint(video).astype(np.uint8), wording.format(**a), a
 
@@ -157,7 +160,7 @@ def read_frames(file, fps=FPS, size=128):
     if hasattr(file, "seek"):
         file.seek(0)
     filters = [("setpts", "PTS-STARTPTS"),
-               ("fps", f"{fps}:round=up"),  # the last frame before i / fps
+               ("fps", f"{fps}:round=up"),  # what is on screen at i / fps
                ("crop", "min(iw\\,ih):min(iw\\,ih):exact=1"),
                ("scale", f"{size}:{size}:flags=area")]
     for frame in imageio.v3.imiter(file, plugin="pyav",
@@ -299,6 +302,7 @@ class Clips(torch.utils.data.Dataset):
     def tokens_of_shards(self, rng, latents):
         if latents not in self.shards:  # opened when first asked for
             folders = [TokenShards(f, latents) for f in self.folders]
+            # 0 without clips so long, else the number of --mix or of clips
             shares = np.array([len(f) and (share or len(f)) for f, share
                                in zip(folders, self.mix)], float)
             if not shares.sum():
@@ -309,7 +313,7 @@ class Clips(torch.utils.data.Dataset):
         return folder[self.choose(rng, len(folder))]
 
     def choose(self, rng, n):
-        """One of n: of the last 64th for validation, else of the others."""
+        """A random index below n: of the last 64th for validation."""
         kept = max(1, n // 64) if n > 1 else 0
         if self.validation and kept:
             return rng.integers(n - kept, n)

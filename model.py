@@ -91,8 +91,8 @@ class KVCache:
     """Keys and values of what was fed, (B, heads, max_len, head_dim) for
     each layer, for decoding token by token.
 
-    `advance(n)` opens the next n positions: the n tokens fed then are
-    kept there. Attention reads the filled positions, rounded up to whole
+    Call `advance(n)` before feeding n tokens: it reserves the next n
+    positions for them. Attention reads the filled positions, rounded up to whole
     blocks: torch.compile makes one graph for each number of blocks.
     """
 
@@ -101,7 +101,7 @@ class KVCache:
                  config.dim // config.n_heads)
         memory = [torch.zeros(shape, dtype=dtype, device=device)
                   for _ in range(2 * config.n_layers)]
-        for x in memory:  # a CUDA graph may write to it in place
+        for x in memory:  # for CUDA graphs, which write to it in place
             torch._dynamo.mark_static_address(x)
         self.k, self.v = memory[::2], memory[1::2]
         self.max_len, self.length = config.max_len, 0
@@ -210,7 +210,7 @@ class Transformer(nn.Module):
             cos, sin = cache.cos, cache.sin
         x = self.embed_tokens(tokens)
         for i, layer in enumerate(self.layers):
-            if cache:
+            if cache is not None:
                 x = layer(x, cos, sin, cache, i)
             elif self.checkpoint_activations and self.training:
                 x = checkpoint(layer, x, cos, sin, use_reentrant=False,
@@ -227,8 +227,9 @@ class Llama(nn.Module):
         self.config = config
         self.model = Transformer(config)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.loss = weighted_loss  # train.py may compile it
         for name, p in self.named_parameters():
-            if p.ndim == 2:  # our choice, the second part after GPT-2
+            if p.ndim == 2:  # our choice; outputs are smaller, as in GPT-2
                 std = config.dim ** -0.5
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
                     std /= math.sqrt(2 * config.n_layers)
@@ -244,13 +245,13 @@ class Llama(nn.Module):
         if targets is None:
             return self.lm_head(states)
         states = states[:, -targets.shape[1]:]
-        return weighted_loss(states, self.lm_head.weight, targets,
-                             early_tokens, lambda_)
+        return self.loss(states, self.lm_head.weight, targets, early_tokens,
+                         lambda_)
 
     def next_logits(self, tokens, cache):
         """Feed tokens (B, n) at the positions that cache.advance(n) opened
         -> the last one's logits over video codes, (B, video_vocab) float32.
-        Nothing else can follow <soi>, so the rest of the head is left out.
+        Only sampling restricts the head to them; the loss does not.
         """
         first = self.config.text_vocab
         head = self.lm_head.weight[first:first + self.config.video_vocab]

@@ -3,7 +3,7 @@
     python sample.py --prompt "..." --seconds 60 --out video.mp4
 
 The model writes the tokens of 65 frames (10 s) one by one, each drawn from
-the top k of the guided distribution (Sec. 4.1: k = 50, scale = 7.5):
+the top k of the guided distribution (k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
 
     guided = uncond + scale * (cond - uncond)
     next   ~ softmax(top_k(guided / temperature))
@@ -11,7 +11,7 @@ the top k of the guided distribution (Sec. 4.1: k = 50, scale = 7.5):
 To go on, the clip is decoded, its last 5 frames are encoded anew (2 latent
 frames, now with the tokens that the *start* of a clip has) and the model
 writes the other 15 latent frames: 60 new frames. So a minute is 390 frames
-in 7 clips, and no length needs more memory than another.
+in 7 clips, and an .mp4 of any length needs the same memory.
 
 This file knows nothing about training.
 """
@@ -42,13 +42,14 @@ CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
 
 def next_codes(model, tokens, cache, scale, temperature, noise):
     """Feed tokens (B, n), or (2B, n) with guidance, and draw the next code
-    of each row, (B, 1) int64. noise (B, k) is drawn from Exp(1): then
-    argmax(p / noise) is a draw from p."""
+    of each row, (B, 1) int64. noise (B, k) is drawn from Exp(1), so that
+    argmax(p / noise) is a draw from p (the exponential race)."""
+    B, k = noise.shape
     logits = model.next_logits(tokens, cache)
-    if len(logits) > len(noise):
+    if len(logits) == 2 * B:  # guided: with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
-    best, codes = torch.topk(logits / temperature, noise.shape[1])
+    best, codes = torch.topk(logits / temperature, k)
     drawn = (best.softmax(-1) / noise).argmax(-1, keepdim=True)
     return codes.gather(1, drawn)
 
@@ -79,6 +80,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
     tokens, codes = prefix, []
     for i in trange(n, unit="token", leave=False, disable=quiet):
         cache.advance(tokens.shape[1])
+        # the prefix is long, so its step is another shape: not compiled
         step = compiled_next_codes() if compiled and i else next_codes
         code = step(model, tokens, cache, scale, temperature, noise[i])
         codes.append(code.clone())  # a CUDA graph will write there again
@@ -92,8 +94,8 @@ def cache_for(model, rows, cfg_scale, compiled=False):
 
 @functools.cache
 def compiled_next_codes():
-    """`next_codes` as one graph: on a GPU CUDA's, on a CPU one C++ function
-    with the weights laid out anew."""
+    """`next_codes` compiled: a CUDA graph on a GPU; on a CPU one C++ function
+    for which the weights are put into a faster layout (freezing)."""
     gpu = torch.cuda.is_available()
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.freezing = not gpu
@@ -141,11 +143,11 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
         # what is known: nothing, or the last 5 frames as 2 latent frames
         known = torch.empty(B, 0, h, w, dtype=torch.int64, device=device)
         if tokens is not None and not reencode:
-            known = tokens[:, -2:]
+            known = tokens[:, -latent_frames(CONTEXT):]
         elif context is not None:
             with autocast(device):
                 known = tokenizer.encode(to_float(context).to(device))
-        # the tokens of all other latent frames
+        # the rest of this clip: `frames` counts the known ones, too
         overlap = 0 if context is None else CONTEXT
         frames = min(video_frames(longest), overlap + total - made)
         n = (latent_frames(frames) - known.shape[1]) * h * w
@@ -164,8 +166,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
         made += frames - overlap
 
 def scene_at(prompt, second):
-    """What a clip from `second` on shows: the last scene that begins before
-    the middle of the clip."""
+    """What a clip that begins at `second` shows: the last scene that begins
+    before its middle (4.6 s on: 60 frames last 9.2 s)."""
     if isinstance(prompt, str):
         return prompt
     return [words for begin, words in prompt if begin <= second + 4.6][-1]
@@ -194,7 +196,8 @@ def load(path=None, device="cpu"):
 
 @functools.cache
 def bfloat16_is_fast(device_type):
-    """Not on most laptops' CPUs: there, try for some milliseconds."""
+    """Whether bfloat16 is faster than float32. On a CPU, where it often is
+    not, some milliseconds of matrix products in both decide."""
     if device_type != "cpu":
         return True
     a, b = (torch.ones(512, 512, dtype=dtype)

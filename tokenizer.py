@@ -51,7 +51,7 @@ class TokenizerConfig:
                              "and has at most 65536 codes")
 
 TOKENIZER_PRESETS = {
-    # A short-sighted encoder: plain ground always has the same token
+    # the encoder sees little beyond 8x8 pixels: plain ground has one token
     "toy": TokenizerConfig(
         resolution=64, codebook_size=384, base_channels=16,
         multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 1, 1),
@@ -72,7 +72,8 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
         padding = (0, kernel // 2, kernel // 2)
         super().__init__(dim_in, dim_out, kernel, stride, padding)
-        # Our choice: training on clips goes on from training on images
+        # Our choice: weights on past frames are initialized to zero, so at
+        # first every frame is treated as an independent image
         self.weight.data[:, :, :-1] = 0
 
     def forward(self, x):
@@ -132,7 +133,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # both start alike: images train the second alone
+        if temporal:  # of the first frame's two only the second is kept, so
+            # images train only that half: begin with equal halves
             for p in (self.conv.weight, self.conv.bias):
                 first, second = p.data.chunk(2)
                 first.copy_(second)
@@ -203,8 +205,8 @@ class ClusteringVQ(nn.Module):
 
     forward(z (B, C, t, h, w)) -> quantized (B, C, t, h, w), tokens
     (B, t, h, w) int64, loss (scalar). Codes and latents are compared on
-    the unit sphere (our choice), in float32 whatever autocast says. Call
-    `reinitialize` after every optimizer step.
+    the unit sphere (our choice), in float32 whatever autocast says. In
+    training it keeps latents and tokens in `seen`, for `reinitialize`.
     """
 
     def __init__(self, codebook_size, code_dim, commitment=0.25,
@@ -248,8 +250,8 @@ class ClusteringVQ(nn.Module):
 
         n_k of the n latents chose code k. anchor_k is one of the latents,
         drawn in proportion to its quantization error (our choice: new codes
-        belong where the picture is still wrong). It is the global batch
-        and the draw depends on (seed, step), so all ranks do the same.
+        belong where the picture is still wrong). The batch is that of all
+        ranks and the draw depends on (seed, step), so all ranks agree.
         """
         latents, tokens = (torch.cat(x) for x in zip(*self.seen))
         self.seen = []
@@ -264,6 +266,7 @@ class ClusteringVQ(nn.Module):
                                  generator=generator)
         anchors = latents[rows.to(latents.device)]
         a = torch.exp(-10 * self.usage * M / (1 - self.decay))[:, None]
+        # every step also puts the codebook back on the unit sphere
         self.codebook.copy_((1 - a) * codes + a * anchors)
 
 def of_all_ranks(x):
@@ -308,7 +311,7 @@ class VideoTokenizer(nn.Module):
 
 class Discriminator(nn.Module):
     """3D PatchGAN: video (B, 3, T, H, W) -> a score for each patch,
-    (B, 1, T/4, H/8, W/8), high for real ones."""
+    (B, 1, t, h, w), high for real ones."""
 
     def __init__(self, base_channels):
         super().__init__()
@@ -324,13 +327,14 @@ class Discriminator(nn.Module):
         return self.net(video)
 
 class TokenizerLoss(nn.Module):
-    """The objective, a VQGAN's (the paper names none; our choice):
+    """A VQGAN's objective (the paper does not state its own):
 
         generator      L1 + 4 L2 + VQ + w_p LPIPS - w_a mean D(recon)
         discriminator  mean relu(1 - D(video)) + mean relu(1 + D(recon))
 
-    The tokenizer is the generator. One backward pass of the sum trains
-    both players, as each takes the other for a constant.
+    The tokenizer is the generator. Its loss sees D's weights as constants
+    and D's loss sees recon as one, so one backward pass of the sum gives
+    each network its own gradient.
     """
 
     def __init__(self, tokenizer, adversarial_weight, perceptual_weight):
@@ -352,9 +356,9 @@ class TokenizerLoss(nn.Module):
         generator = vq_loss + self.reconstruction_loss(recon.float(), video)
         mse = (recon - video).square().mean()
         logs = {"psnr": -10 * torch.log10(mse / 4), "vq": vq_loss}
-        # every parameter needs a gradient, if only 0, to be trained in parallel
-        unused = self.discriminator.parameters()
-        discriminator = sum(0 * p.sum() for p in unused)
+        # 0 at first, but for DDP it depends on every parameter
+        weights = self.discriminator.parameters()
+        discriminator = sum(0 * p.sum() for p in weights)
         if adversarial:
             generator = generator - self.adversarial_weight * self.fooled(recon)
             real = self.discriminator(video).float()
@@ -367,9 +371,9 @@ class TokenizerLoss(nn.Module):
     def reconstruction_loss(self, recon, video):
         error = recon - video
         loss = error.abs().mean() + 4 * error.square().mean()
-        for lpips in self.lpips:  # frame by frame, (B T, 3, H, W)
+        for net in self.lpips:  # frame by frame, (B T, 3, H, W)
             a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
-            perceptual = lpips.to(a.device)(a, b).mean()
+            perceptual = net.to(a.device)(a, b).mean()
             loss = loss + self.perceptual_weight * perceptual
         return loss
 

@@ -9,7 +9,8 @@
     torchrun --nproc-per-node 8 train.py --stage 3 --preset 7b --fsdp \
         --data shards --out runs/7b
 
-Each stage starts from the one before it in --out. Sample i of step s is a
+Stages 2 and 3 start from the stage before, 1 to 3 use the tokenizer in --out
+(or the shipped toy's). Sample i of step s is a
 pure function of (seed, stage, s, i): a resumed run continues exactly, and
 the number of processes changes nothing. Into --out go tokenizer.pt,
 stage1.pt ... and metrics.jsonl, one line for each step.
@@ -33,14 +34,15 @@ from tqdm import tqdm
 
 from data import Clips, TextTokenizer, TokenShards, latent_frames, to_float
 from model import PRESETS, Llama, ModelConfig, prefix_tokens
-from sample import bfloat16_is_fast, set_threads
+from sample import bfloat16_is_fast, set_threads  # of the CPU
 from tokenizer import (TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss,
                        VideoTokenizer, load_tokenizer, read_checkpoint)
 
 NAMES = ["tokenizer", "stage1", "stage2", "stage3"]
 FRAMES = [65, 1, 17, 65]  # of the longest clips of each stage
 EARLY = 17  # frames that weigh more in Eq. (2)
-# Steps, batch size, learning rate and warm-up steps of each stage (Sec. 4.1)
+# Steps, batch size, learning rate and warm-up steps of each stage (Sec. 4.1,
+# but for the batch of stage 1 and the last two numbers of stage 0: ours)
 PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (200_000, 512, 1e-4, 10_000), (100_000, 256, 1e-4, 10_000)]
 TOY = [(3000, 2, 2e-3, 100), (1000, 16, 2e-3, 100),
@@ -63,8 +65,8 @@ def frames_of_step(args, step):
     return longest
 
 class StepKeys:
-    """The DataLoader's batch sampler: the keys (step, i, frames) of this
-    rank's samples, micro-batch by micro-batch."""
+    """The DataLoader's batch sampler: yields for each micro-batch of this
+    rank a list of keys (step, i, frames), which name samples of `Clips`."""
 
     def __init__(self, args, start, rank, ranks):
         self.args, self.start = args, start
@@ -76,7 +78,7 @@ class StepKeys:
 
     def micro_batches(self, step):
         args, frames = self.args, frames_of_step(self.args, step)
-        # so many shorter clips have the tokens of one of the longest
+        # how many shorter clips have the tokens of one of the longest
         more = latent_frames(FRAMES[args.stage]) // latent_frames(frames)
         share = args.batch_size // self.ranks * more
         micro = args.micro_batch * more
@@ -91,7 +93,7 @@ def learning_rate(args, step):
     return args.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 def parameter_groups(network):
-    """Weight decay 0.1 for matrices, but embeddings and codes (our choice)."""
+    """Weight decay 0.1 on matrices, except embeddings and codes (our choice)."""
     decay, rest = [], []
     for name, p in network.named_parameters():
         table = name.endswith(("codebook", "embed_tokens.weight"))
@@ -122,7 +124,8 @@ def decoder_loss(model, config, text, tokens, captions, args):
 
 def main():
     args = parse()
-    stage, rank, ranks, device = args.stage, *start_processes(args)
+    stage = args.stage
+    rank, ranks, device = start_processes(args)
     path = os.path.join(args.out, NAMES[stage] + ".pt")
     saved, resumed = starting_point(args, path)
     torch.manual_seed(args.seed)  # the same initial weights on every rank
@@ -154,6 +157,8 @@ def main():
     set_threads(objective)
     for module in compiled if args.compile else ():
         module.compile(dynamic=False)
+    if args.compile and stage:
+        network.loss = torch.compile(network.loss, dynamic=False)
     if args.fsdp:
         shard(network, args.dtype)
     optimizer = torch.optim.AdamW(parameter_groups(objective), lr=args.lr,
@@ -216,6 +221,7 @@ def main():
             asked = time.perf_counter()
             batch = next(loader)
             waited += time.perf_counter() - asked
+            # DDP: gradients are exchanged once, after the last one
             model.require_backward_grad_sync = i + 1 == len(micro_batches)
             loss, logs = loss_of(*batch, step)
             (loss * len(micro) / n).backward()
@@ -334,7 +340,8 @@ def settings(args):
     return {k: v for k, v in vars(args).items() if k not in free}
 
 def settle(preset, args, saved):
-    """The config to start from, with the flags named as its numbers."""
+    """The preset's or checkpoint's config, with the flags that have its
+    fields' names; these may not change a checkpoint's."""
     names = {f.name for f in dataclasses.fields(preset)}
     flags = {k: tuple(v) if isinstance(v, list) else v
              for k, v in vars(args).items() if k in names - {"tokenizer"}}
@@ -364,10 +371,9 @@ def collate(samples):
 
 def restore(saved, resumed, network, objective, optimizer):
     """Load what is saved, on any number of ranks -> the first step."""
+    options = StateDictOptions(full_state_dict=True,
+                               broadcast_from_rank0=dist.is_initialized())
     if saved:
-        options = StateDictOptions(
-            full_state_dict=True,
-            broadcast_from_rank0=dist.is_initialized())
         set_model_state_dict(network, saved["weights"], options=options)
     if not resumed:
         return 0
@@ -478,7 +484,7 @@ def parse():
     add("--overwrite", action="store_true", default=False)
     add("--seed", type=int, default=0)
     add("--logger", choices=["tensorboard", "wandb"], default="")
-    # and the presets' numbers, but those that the tokenizer decides
+    # and the presets' numbers, except those that the tokenizers decide
     fixed = {"frames", "text_vocab", "video_vocab", "latent_shape"}
     for config in (ModelConfig, TokenizerConfig):
         for f in dataclasses.fields(config):

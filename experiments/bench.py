@@ -108,8 +108,10 @@ def lm(config, batch, rounds, compiled):
     tokens = torch.randint(config.vocab_size, (batch, text + video), device=DEVICE)
     with torch.device(DEVICE):
         ours, peer = Llama(config), llama_of_transformers(config)
-    for layer in ours.model.layers if compiled else ():
-        layer.compile(dynamic=False)
+    if compiled:  # as train.py does
+        for layer in ours.model.layers:
+            layer.compile(dynamic=False)
+        ours.loss = torch.compile(ours.loss, dynamic=False)
 
     def step_of(model, loss):
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)

@@ -1,6 +1,6 @@
 """Real data: the long benchmark of Sec. 4.2 (Table 1) and the MSR-VTT protocol of Table 2, for whoever has the data.
 
---input is a folder as data.py reads it, videos beside their captions. A video is generated for each caption, and set
+--input is a folder as tools/prepare.py reads it, videos beside their captions. A video is generated for each caption, and set
 against the real ones: FVD through I3D on 16 frames, and CLIP score of the generated frames, in percent (Table 1's VTM is
 by ViT-L/14; Table 2's CLIPSIM is by ViT-B/32 as a rule, and not in percent). Figure 8, a user study, cannot be reproduced
 by a program.

@@ -1,7 +1,7 @@
 """What the scripts of Section 4 share: prompts and their videos, a verdict per stretch of time, intervals, pictures.
 
 A script measures with several seeds and writes experiments/results/NAME.json and assets/NAME.png; reproduce.py runs them
-and writes the README's table.
+and writes the tables of README and docs/results.md.
 """
 import argparse
 import json
