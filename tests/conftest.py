@@ -18,6 +18,9 @@ sys.path.insert(0, os.path.join(ROOT, "tools"))
 sys.path.insert(0, os.path.join(ROOT, "experiments"))
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # for processes side by side
 
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # as sample.set_threads: tests crawl otherwise beside a busy process
+
 # a tokenizer and a model so small that a step takes milliseconds
 TINY = ("--base-channels 4 --multipliers 1 1 2 2 --encoder-blocks 0 0 0 1 "
         "--decoder-blocks 0 0 1 1 --codebook-size 32 --dim 32 --n-layers 2 "
@@ -50,7 +53,7 @@ def run(script, *args, ranks=None, ok=True):
         return done
     out, err = io.StringIO(), io.StringIO()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as above, for the same sums
+    torch.set_num_threads(1)  # as in other processes, for the same sums
     try:
         with mock.patch.object(sys, "argv", [script, *map(str, args)]), \
                 contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
