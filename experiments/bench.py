@@ -1,16 +1,19 @@
-"""How fast is it? Every number stands beside a peer's and the machine's own limit, measured in the same run.
+"""How fast is it? Every number stands beside a peer's and the machine's own limit, same run.
 
-    python experiments/bench.py lm          # a training step of the decoder, beside transformers' LlamaForCausalLM
-    python experiments/bench.py decode      # tokens written one by one, beside transformers' generate
-    python experiments/bench.py reading     # data.py's reader of films, beside workers that only decode them
-    python experiments/bench.py tokenizer   # encode, decode, training step, beside diffusers' AutoencoderKLHunyuanVideo
+    python experiments/bench.py lm         # a training step of the decoder, beside
+                                           # transformers' LlamaForCausalLM
+    python experiments/bench.py decode     # sampling token by token, beside transformers' generate
+    python experiments/bench.py reading    # data.read_clip, beside workers that only decode
+    python experiments/bench.py tokenizer  # encode, decode and training step, beside
+                                           # diffusers' AutoencoderKLHunyuanVideo
 
-The two take turns for a few rounds and the best round of each counts, as a busy machine only ever slows things down.
-The limit is the rate of a large bfloat16 matrix product, for `decode` that of reading memory. Needs: pip install
-transformers diffusers
+The contenders take turns for a few rounds and the best round of each counts, because other work
+on the machine can only slow a round down. The limit is the rate of a large bfloat16 matrix
+product, for `decode` the rate of reading memory. Needs: pip install transformers diffusers
 """
 import argparse
 import dataclasses
+import gc
 import itertools
 import math
 import os
@@ -27,16 +30,17 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import FPS, read_clip  # noqa: E402
 from model import PRESETS, Llama, ModelConfig, prefix_tokens  # noqa: E402
-from sample import cache_for, generate_tokens  # noqa: E402
+from sample import cache_for, generate_tokens, set_threads  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
 from train import parameter_groups  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = ModelConfig(dim=512, n_layers=8, n_heads=8, ffn_dim=1408, latent_shape=(1, 1, 970))  # 67 M, 1100 tokens
+# 67 M parameters, 1100 tokens
+SMALL = ModelConfig(dim=512, n_layers=8, n_heads=8, ffn_dim=1408, latent_shape=(1, 1, 970))
 
 
 def seconds(call):
-    """Wall time of one call, the device's work included."""
+    """Wall time of one call, including the device's work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -47,39 +51,31 @@ def seconds(call):
 
 
 def race(contenders, rounds):
-    """{name: call} -> {name: best seconds}; the first call of each warms up (and compiles), then they take turns."""
+    """{name: call} -> {name: best seconds}. Each is called once to warm up
+    (and compile), then they take turns."""
     for call in contenders.values():
         call()
-    times = [{name: seconds(call) for name, call in contenders.items()} for _ in range(rounds)]
+    times = [{name: seconds(call) for name, call in contenders.items()}
+             for _ in range(rounds)]
     return {name: min(t[name] for t in times) for name in contenders}
 
 
 def matmul_rate():
-    """The machine's bfloat16 matrix products, FLOP/s."""
+    """FLOP/s of this machine's bfloat16 matrix products."""
     n = 8192 if DEVICE == "cuda" else 2048
     a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     return 2 * n ** 3 / race({"matmul": lambda: a @ b}, 20)["matmul"]
 
 
-def read_rate(device):
-    """Bytes/s that this machine reads from memory: the limit of decoding, as every step reads all
-    the weights."""
-    x, best = torch.ones(2 ** 26, device=device), 0
-    for _ in range(5):
-        best = max(best, x.nbytes / seconds(lambda: x.sum().item()))
-    return best
-
-
-def step_bytes(model, rows):
-    """Bytes that one step of decoding reads, half of a full KV cache of `rows` rows among them."""
-    c = model.config
-    layers = sum(weight.nbytes for weight in model.model.layers.state_dict().values())
-    cached = rows * c.n_layers * c.dim * c.max_len  # keys and values, half full
-    return layers + (c.dim * c.video_vocab + cached) * model.lm_head.weight.element_size()
+def read_rate():
+    """Bytes/s that this machine reads from memory."""
+    x = torch.ones(2 ** 26, device=DEVICE)
+    return x.nbytes / race({"read": lambda: x.sum().item()}, 5)["read"]
 
 
 def counted(call):
-    """FLOPs of a call's matrix products and convolutions (attention in full, not only its causal half)."""
+    """FLOPs of a call's matrix products and convolutions. Attention counts
+    in full, not only its causal half."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
@@ -89,25 +85,34 @@ def report(what, times, units, unit, flops):
     """times and flops: {name: of one call}, ours first."""
     (ours, peer), limit = times, matmul_rate()
     rate = {name: flops[name] / times[name] for name in times}
-    print(f"{what}: {units / times[ours]:.4g} {unit}/s, {peer} {units / times[peer]:.4g}, ratio {times[peer] / times[ours]:.2f}; "
-          f"{rate[ours] / 1e12:.2f} TFLOP/s, {peer} {rate[peer] / 1e12:.2f}, ratio {rate[ours] / rate[peer]:.2f}; "
-          f"ours is at {rate[ours] / limit:.0%} of the matmul rate, {limit / 1e12:.2f} TFLOP/s", flush=True)
+    print(f"{what}: {units / times[ours]:.4g} {unit}/s, "
+          f"{peer} {units / times[peer]:.4g}, ratio {times[peer] / times[ours]:.2f}; "
+          f"{rate[ours] / 1e12:.2f} TFLOP/s, "
+          f"{peer} {rate[peer] / 1e12:.2f}, ratio {rate[ours] / rate[peer]:.2f}; "
+          f"ours is at {rate[ours] / limit:.0%} of the matmul rate, {limit / 1e12:.2f} TFLOP/s",
+          flush=True)
 
 
 def llama_of_transformers(config):
     from transformers import LlamaConfig, LlamaForCausalLM
     return LlamaForCausalLM(LlamaConfig(
-        hidden_size=config.dim, intermediate_size=config.ffn_dim, num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads, vocab_size=config.vocab_size,
-        max_position_embeddings=config.max_len, eos_token_id=None))
+        hidden_size=config.dim, intermediate_size=config.ffn_dim,
+        num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
+        vocab_size=config.vocab_size, max_position_embeddings=config.max_len,
+        eos_token_id=None))
 
+
+# ---------------------------------------------------------------------------
+# a training step of the decoder
 
 def lm(config, batch, rounds, compiled):
-    """One optimizer step of the decoder: bfloat16 autocast, full softmax, fused AdamW, gradient clipping."""
+    """One optimizer step of the decoder: bfloat16 autocast, softmax over the
+    whole vocabulary, fused AdamW, gradient clipping."""
     text, video = config.text_len + 3, math.prod(config.latent_shape)
     tokens = torch.randint(config.vocab_size, (batch, text + video), device=DEVICE)
     with torch.device(DEVICE):
         ours, peer = Llama(config), llama_of_transformers(config)
+    set_threads(ours)
     if compiled:  # as train.py does
         for layer in ours.model.layers:
             layer.compile(dynamic=False)
@@ -125,66 +130,102 @@ def lm(config, batch, rounds, compiled):
             optimizer.zero_grad(set_to_none=True)
         return step
 
-    times = race({"ours": step_of(ours, lambda: ours(tokens[:, :-1], tokens[:, text:])[0]),
-                  "transformers": step_of(peer, lambda: peer(tokens[:, :-1], labels=tokens[:, :-1]).loss)}, rounds)
-    length, weights = text + video - 1, sum(p.numel() for p in ours.model.layers.parameters())
-    head = ours.lm_head.weight.numel() * video / length  # only video positions go through it
-    layers = weights + config.n_layers * config.dim * length  # the causal half of attention
-    flops = {name: batch * length * 6 * (layers + head) for name, head in
-             (("ours", head), ("transformers", ours.lm_head.weight.numel()))}
-    report(f"decoder training step, {sum(p.numel() for p in ours.parameters()) / 1e6:.0f} M parameters, "
+    fed, targets = tokens[:, :-1], tokens[:, text:]
+    times = race({"ours": step_of(ours, lambda: ours(fed, targets)[0]),
+                  "transformers": step_of(peer, lambda: peer(fed, labels=fed).loss)}, rounds)
+
+    length = text + video - 1
+    weights = sum(p.numel() for p in ours.model.layers.parameters())
+    layers = weights + config.n_layers * config.dim * length  # attention: its causal half
+    whole_head = ours.lm_head.weight.numel()
+    heads = {"ours": whole_head * video / length,  # only video positions go through it
+             "transformers": whole_head}
+    flops = {name: batch * length * 6 * (layers + head) for name, head in heads.items()}
+    parameters = sum(p.numel() for p in ours.parameters())
+    report(f"decoder training step, {parameters / 1e6:.0f} M parameters, "
            f"{batch} x {length} tokens", times, batch * length, "tokens", flops)
+
+
+# ---------------------------------------------------------------------------
+# sampling
+
+def step_bytes(model, rows, positions):
+    """Bytes that one step of decoding reads: the layers, the video rows of
+    the head, and the keys and values of so many positions."""
+    c = model.config
+    layers = sum(p.nbytes for p in model.model.layers.parameters())
+    cached = 2 * rows * c.n_layers * c.dim * positions
+    return layers + (c.dim * c.video_vocab + cached) * model.lm_head.weight.element_size()
 
 
 @torch.inference_mode()
 def decode(config, steps, rounds):
-    """Steps/s of a guided pair in bfloat16 after a prompt of 64 tokens, top-k 50: ours plain and compiled, beside
-    transformers' generate (two rows, no guidance) and beside a compiled step of its model over a static cache."""
+    """Steps/s of a guided pair in bfloat16 after a prompt of 64 tokens, top-k
+    50: ours plain and compiled, beside transformers' generate (two rows, no
+    guidance) and beside a compiled step of its model over a static cache."""
     from transformers import StaticCache
-    config = dataclasses.replace(config, text_len=61, latent_shape=(1, 1, steps))  # no more memory than the peers take
+    prompt = 64
+    # no more memory than the peers take
+    config = dataclasses.replace(config, text_len=prompt - 3, latent_shape=(1, 1, steps))
     ours = Llama(config).to(DEVICE, torch.bfloat16).eval().requires_grad_(False)
+    set_threads(ours)
     peer = llama_of_transformers(config).to(DEVICE, torch.bfloat16).eval()
-    prefix = prefix_tokens(config, [list(range(61))]).to(DEVICE)
+    prefix = prefix_tokens(config, [list(range(config.text_len))]).to(DEVICE)
     pair = prefix.repeat(2, 1)
 
     def write(compiled):
         cache = cache_for(ours, 1, 7.5, compiled)
-        return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
-                                       compiled, cache=cache)
+        return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0,
+                                       [torch.Generator(DEVICE)], compiled, cache=cache)
 
-    static = StaticCache(config=peer.config, max_cache_len=64 + steps)
+    static = StaticCache(config=peer.config, max_cache_len=prompt + steps)
     forward = torch.compile(peer.forward, fullgraph=True, dynamic=False, mode="reduce-overhead")
 
     def step_by_step():
         static.reset()
-        tokens, positions = pair, torch.arange(64, device=DEVICE)
+        tokens, positions = pair, torch.arange(prompt, device=DEVICE)
         call = peer.forward
         for _ in range(steps):
-            best, ids = call(tokens, past_key_values=static, cache_position=positions).logits[:, -1].float().topk(50)
+            logits = call(tokens, past_key_values=static, cache_position=positions).logits
+            best, ids = logits[:, -1].float().topk(50)
             tokens = ids.gather(1, torch.multinomial(best.softmax(-1), 1))
             positions, call = positions[-1:] + 1, forward
 
-    step_by_step()  # compiled as transformers does it; compiling ours sets inductor's freezing for the whole process
-    times = race({"ours": write(False), "ours, compiled": write(True), "compiled static cache": step_by_step,
-                  "transformers generate": lambda: peer.generate(
-                      pair, attention_mask=torch.ones_like(pair), do_sample=True, top_k=50, min_new_tokens=steps,
-                      max_new_tokens=steps, pad_token_id=config.pad)}, rounds)
-    limit = read_rate(DEVICE) / step_bytes(ours, 2)
-    for name, taken in times.items():
-        print(f"decoding, {name}: {steps / taken:.1f} steps/s, {times['transformers generate'] / taken:.2f} x transformers, "
-              f"{times['compiled static cache'] / taken:.2f} x its compiled step", end="")
-        print(f", {steps / taken / limit:.0%} of the limit of reading memory" if "ours" in name else "", flush=True)
+    def generate():
+        peer.generate(pair, attention_mask=torch.ones_like(pair), do_sample=True, top_k=50,
+                      min_new_tokens=steps, max_new_tokens=steps, pad_token_id=config.pad)
 
+    # Compiled first, the way transformers does it: compiling ours sets inductor's freezing for
+    # the whole process
+    step_by_step()
+    times = race({"ours": write(False), "ours, compiled": write(True),
+                  "compiled static cache": step_by_step, "transformers generate": generate},
+                 rounds)
+    limit = read_rate() / step_bytes(ours, 2, prompt + steps / 2)
+    for name, taken in times.items():
+        line = (f"decoding, {name}: {steps / taken:.1f} steps/s, "
+                f"{times['transformers generate'] / taken:.2f} x transformers, "
+                f"{times['compiled static cache'] / taken:.2f} x its compiled step")
+        if "ours" in name:
+            line += f", {steps / taken / limit:.0%} of the limit of reading memory"
+        print(line, flush=True)
+
+
+# ---------------------------------------------------------------------------
+# the tokenizer
 
 def tokenizer(frames, rounds):
-    """The paper's tokenizer at 128x128 in bfloat16, eager, beside HunyuanVideo's causal 3D autoencoder: also 8x8x4,
-    time halved at the last two levels, 246 M parameters."""
+    """The paper's tokenizer at 128x128 in bfloat16, not compiled, beside
+    HunyuanVideo's causal 3D autoencoder: also 8x8x4, time halved at the last
+    two levels, 246 M parameters."""
     from diffusers import AutoencoderKLHunyuanVideo
     ours = VideoTokenizer(TOKENIZER_PRESETS["paper"])
     peer = AutoencoderKLHunyuanVideo()
-    peer.use_framewise_encoding = peer.use_framewise_decoding = False  # in one piece, as ours, not in tiles that overlap
-    print(", ".join(f"{name} {sum(p.numel() for p in m.parameters()) / 1e6:.0f} M parameters"
-                    for name, m in (("ours", ours), ("HunyuanVideo's", peer))))
+    # in one piece as ours, not in tiles that overlap
+    peer.use_framewise_encoding = peer.use_framewise_decoding = False
+    for name, network in (("ours", ours), ("HunyuanVideo's", peer)):
+        parameters = sum(p.numel() for p in network.parameters())
+        print(f"{name}: {parameters / 1e6:.0f} M parameters")
     for network in (ours.encoder, ours.decoder, peer):
         network.to(DEVICE, torch.bfloat16)
     ours.vq.to(DEVICE)
@@ -198,21 +239,28 @@ def tokenizer(frames, rounds):
 
     with torch.autocast(DEVICE, torch.bfloat16):
         with torch.no_grad():
-            tokens, latent = ours.encode(video), peer.encode(video.bfloat16()).latent_dist.mode()
-        calls = {"encode": (lambda: ours.encode(video), lambda: peer.encode(video.bfloat16())),
-                 "decode": (lambda: ours.decode(tokens), lambda: peer.decode(latent)),
-                 "training step": (train(ours, lambda: ours(video)[0]), train(peer, lambda: peer(video.bfloat16()).sample))}
+            tokens = ours.encode(video)
+            latent = peer.encode(video.bfloat16()).latent_dist.mode()
+        calls = {"encode": (lambda: ours.encode(video),
+                            lambda: peer.encode(video.bfloat16())),
+                 "decode": (lambda: ours.decode(tokens),
+                            lambda: peer.decode(latent)),
+                 "training step": (train(ours, lambda: ours(video)[0]),
+                                   train(peer, lambda: peer(video.bfloat16()).sample))}
         for what, pair in calls.items():
             contenders = dict(zip(("ours", "HunyuanVideo's"), pair))
             with torch.set_grad_enabled(what == "training step"):
                 times = race(contenders, rounds)
-                report(f"tokenizer {what}, {frames} frames", times, frames, "frames",
-                       {name: counted(call) for name, call in contenders.items()})
+                flops = {name: counted(call) for name, call in contenders.items()}
+            report(f"tokenizer {what}, {frames} frames", times, frames, "frames", flops)
             ours.vq.seen = []
 
 
-class Decoded(torch.utils.data.Dataset):
-    """The least that a reader must do: decode the 10 seconds, and throw them away."""
+# ---------------------------------------------------------------------------
+# reading videos
+
+class Clips(torch.utils.data.Dataset):
+    """What training reads: 65 frames at 6.5 frames/s, 128x128."""
 
     def __init__(self, paths):
         self.paths = paths
@@ -221,62 +269,88 @@ class Decoded(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, i):
-        with av.open(self.paths[i]) as film:
-            return (sum(1 for _ in itertools.takewhile(lambda f: f.time < 64 / FPS, film.decode(video=0))),)
+        return (read_clip(self.paths[i], 65, FPS, 128),)
 
 
-class Read(Decoded):
+class Decoded(Clips):
+    """The least that a reader must do: decode the 10 seconds, and drop them."""
+
     def __getitem__(self, i):
-        return (read_clip(self.paths[i], 65),)
+        with av.open(self.paths[i]) as film:
+            frames = film.decode(video=0)
+            return (sum(1 for _ in itertools.takewhile(lambda f: f.time < 64 / FPS, frames)),)
 
 
-def reading(rounds, films=24, workers=2):
-    """Films/s of the reader of data.py (65 frames at 6.5 frames/s, 128x128) on 12 seconds of 596x336 at 25 frames/s and
-    850 kbit/s: WebVid-10M's films, 20 TB for 52,000 hours."""
+def freeze(worker):
+    """As in tools/prepare.py: imageio collects garbage after each video,
+    which otherwise takes 0.1 s, as it looks through all of torch."""
+    gc.freeze()
+
+
+def write_film(path, rng):
+    """A film like those of WebVid-10M (20 TB for 52,000 hours): 12 seconds of
+    596x336 at 25 frames/s and 850 kbit/s."""
+    picture = rng.integers(0, 256, (24, 43, 3)).astype(np.uint8)
+    scene = np.asarray(Image.fromarray(picture).resize((688, 384), Image.BICUBIC))
+    with av.open(path, "w") as film:
+        stream = film.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 596, 336, "yuv420p"
+        stream.bit_rate = 850_000
+        for t in range(300):  # a panning camera, and a real camera's grain
+            x, y = int(46 + 45 * math.sin(t / 40)), int(24 + 23 * math.cos(t / 60))
+            frame = scene[y:y + 336, x:x + 596] // 2 + 64
+            frame = frame + rng.integers(0, 24, (336, 596, 1))
+            frame = av.VideoFrame.from_ndarray(frame.astype(np.uint8), "rgb24")
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+
+
+def reading(rounds, films, workers=2):
+    """Films/s of data.read_clip in DataLoader workers."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(films):
-            picture = rng.integers(0, 256, (24, 43, 3)).astype(np.uint8)
-            scene = np.asarray(Image.fromarray(picture).resize((688, 384), Image.BICUBIC))
-            with av.open(f"{folder}/{i}.mp4", "w") as film:
-                stream = film.add_stream("libx264", rate=25)
-                stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 596, 336, "yuv420p", 850_000
-                for t in range(300):  # a camera that pans, and the grain of a real one
-                    x, y = int(46 + 45 * math.sin(t / 40)), int(24 + 23 * math.cos(t / 60))
-                    frame = scene[y:y + 336, x:x + 596] // 2 + 64 + rng.integers(0, 24, (336, 596, 1))
-                    film.mux(stream.encode(av.VideoFrame.from_ndarray(frame.astype(np.uint8), "rgb24")))
-                film.mux(stream.encode())
         paths = [f"{folder}/{i}.mp4" for i in range(films)]
+        for path in paths:
+            write_film(path, rng)
 
         def through(dataset):
-            loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=tuple)
+            loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers,
+                                                 collate_fn=tuple, worker_init_fn=freeze)
             return lambda: sum(1 for _ in loader)
 
-        times = race({"data.py": through(Read(paths)), "bare pyav": through(Decoded(paths))}, rounds)
-    print(f"reading, {workers} workers: {films / times['data.py']:.1f} films/s, bare pyav {films / times['bare pyav']:.1f}, "
+        times = race({"data.py": through(Clips(paths)), "bare pyav": through(Decoded(paths))},
+                     rounds)
+    print(f"reading, {workers} workers: {films / times['data.py']:.1f} films/s, "
+          f"bare pyav {films / times['bare pyav']:.1f}, "
           f"ratio {times['bare pyav'] / times['data.py']:.2f}")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("what", choices=["lm", "decode", "reading", "tokenizer"])
-    p.add_argument("--preset", choices=list(PRESETS), help="lm, decode: default a 67 M LLaMA on 1100 tokens")
-    p.add_argument("--batch-size", type=int, default=1)
+    p.add_argument("--preset", choices=list(PRESETS),
+                   help="lm, decode: default a LLaMA of 67 M parameters on 1100 tokens")
+    p.add_argument("--batch-size", type=int, default=1, help="lm")
+    p.add_argument("--steps", type=int, default=128, help="decode: tokens to write")
     p.add_argument("--frames", type=int, default=17, help="tokenizer")
+    p.add_argument("--films", type=int, default=24, help="reading")
     p.add_argument("--rounds", type=int, default=4)
-    p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="lm")
     args = p.parse_args()
     torch.manual_seed(0)
     config = PRESETS[args.preset] if args.preset else SMALL
     if args.what == "lm":
         lm(config, args.batch_size, args.rounds, args.compile)
     elif args.what == "decode":
-        decode(config, 128, args.rounds)
+        decode(config, args.steps, args.rounds)
     elif args.what == "reading":
-        reading(args.rounds)
+        reading(args.rounds, args.films)
     else:
         tokenizer(args.frames, args.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModuleNotFoundError as e:
+        sys.exit(f"bench.py: pip install {e.name}")

@@ -1,17 +1,18 @@
-"""The GIF on top of the README: four prompts side by side, a minute each, at four times their speed.
+"""The GIF on top of the README: four prompts side by side, a minute each, at four times their
+speed.
 
     python experiments/gallery.py assets/minute.gif
 """
-import os
+import argparse
 import sys
 
 import numpy as np
-import torch
 from PIL import Image
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import FPS  # noqa: E402
-from sample import generate_batch, gif_durations, load  # noqa: E402
+# metrics first: it puts the five files on the path
+from metrics import DEVICE
+from data import FPS
+from sample import generate_batch, gif_durations, load, set_threads
 
 PROMPTS = ["a large yellow square moves up and down slowly on a navy background",
            "a small red circle moves left and right quickly on a gray background",
@@ -20,16 +21,23 @@ PROMPTS = ["a large yellow square moves up and down slowly on a navy background"
 
 
 def main():
-    if len(sys.argv) != 2:
-        raise ValueError("name the GIF to write")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    clips = generate_batch(*load(None, device), PROMPTS, seconds=60, seeds=range(len(PROMPTS)))
-    videos = np.concatenate(list(clips), axis=1).repeat(2, 2).repeat(2, 3)  # (B, T, H, W, 3)
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("gif", help="the file to write")
+    p.add_argument("--seconds", type=float, default=60)
+    args = p.parse_args()
+    model, tokenizer, text = load(None, DEVICE)
+    set_threads(model)
+    clips = generate_batch(model, tokenizer, text, PROMPTS, args.seconds,
+                           seeds=range(len(PROMPTS)))
+    videos = np.concatenate(list(clips), axis=1)  # (B, T, H, W, 3)
+    videos = videos.repeat(2, 2).repeat(2, 3)
     videos[:, :, :, -2:] = 255  # a line between neighbours
     pictures = [Image.fromarray(np.concatenate(frames, axis=1)) for frames in videos.swapaxes(0, 1)]
-    palette = pictures[0].quantize(64)  # one for all frames, and no dither, keep the file small
+    # one palette for all frames, and no dither, keep the file small
+    palette = pictures[0].quantize(64)
     first, *others = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
-    first.save(sys.argv[1], save_all=True, append_images=others, duration=gif_durations(len(pictures), 4 * FPS), loop=0)
+    first.save(args.gif, save_all=True, append_images=others, loop=0,
+               duration=gif_durations(len(pictures), 4 * FPS))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Make the small checkpoints that ship: bfloat16 weights without optimizer, from a folder that train.py wrote.
+"""Make the small checkpoints that ship: bfloat16 weights without optimizer, from a folder that
+train.py wrote.
 
     python experiments/ship.py out checkpoints/toy
 """
+import argparse
 import os
 import shutil
 import sys
@@ -10,25 +12,36 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from tokenizer import read_checkpoint  # noqa: E402
 from train import save_atomically  # noqa: E402
 
+KEPT = ("kind", "config", "step", "args", "tokenizer_hash")
+
 
 def ship(source, target):
-    """Write tokenizer.pt, stage3.pt and metrics.jsonl of folder `source`, made small, to folder `target`."""
+    """Write tokenizer.pt, stage3.pt and metrics.jsonl of folder `source`,
+    made small, to folder `target`."""
     if os.path.realpath(source) == os.path.realpath(target):
         raise ValueError("source and target are the same folder")
     files = {}
-    for name in ("tokenizer", "stage3"):
-        checkpoint = read_checkpoint(os.path.join(source, name + ".pt"), name)
-        small = {k: checkpoint[k] for k in ("kind", "config", "step", "args", "tokenizer_hash")}
-        weights = {k: v.bfloat16() for k, v in checkpoint["weights"].items()}
-        files[name] = small | {"weights": weights}
+    for kind in ("tokenizer", "stage3"):
+        checkpoint = read_checkpoint(os.path.join(source, kind + ".pt"), kind)
+        files[kind] = {name: checkpoint[name] for name in KEPT}
+        files[kind]["weights"] = {name: weight.bfloat16()
+                                  for name, weight in checkpoint["weights"].items()}
     os.makedirs(target, exist_ok=True)
-    for name, small in files.items():
-        save_atomically(os.path.join(target, name + ".pt"), small)
+    for kind, small in files.items():
+        save_atomically(os.path.join(target, kind + ".pt"), small)
     shutil.copy(os.path.join(source, "metrics.jsonl"), target)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("source", help="folder that train.py wrote")
+    p.add_argument("target", help="folder to write to")
+    args = p.parse_args()
+    ship(args.source, args.target)
 
 
 if __name__ == "__main__":
     try:
-        ship(*sys.argv[1:])
-    except (ValueError, OSError, TypeError) as e:
+        main()
+    except (ValueError, OSError) as e:
         sys.exit(f"ship.py: {e}")

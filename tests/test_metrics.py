@@ -15,12 +15,16 @@ def test_frechet_distance_of_known_gaussians():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(200, 5))
     assert abs(metrics.frechet_distance(a, a)) < 1e-9
-    assert abs(metrics.frechet_distance(a, a + [3, 0, 0, 4, 0]) - 25) < 1e-9  # a shift: its squared length
-    assert abs(metrics.frechet_distance(a, 3 * (a - a.mean(0)) + a.mean(0)) - 4 * np.trace(np.cov(a.T))) < 1e-9
+    # a shift: its squared length
+    assert abs(metrics.frechet_distance(a, a + [3, 0, 0, 4, 0]) - 25) < 1e-9
+    # three times as wide: the difference of the standard deviations, squared
+    wide = 3 * (a - a.mean(0)) + a.mean(0)
+    assert abs(metrics.frechet_distance(a, wide) - 4 * np.trace(np.cov(a.T))) < 1e-9
     # any two: the product's root by its own eigenvalues
     b = rng.normal(size=(300, 5)) @ rng.normal(size=(5, 5)) + rng.normal(size=5)
     s_a, s_b = np.cov(a.T), np.cov(b.T)
-    closed = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(s_a + s_b) - 2 * np.sqrt(np.linalg.eigvals(s_a @ s_b).real).sum()
+    root = np.sqrt(np.linalg.eigvals(s_a @ s_b).real)
+    closed = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(s_a + s_b) - 2 * root.sum()
     assert metrics.frechet_distance(a, b) == pytest.approx(closed, rel=1e-9)
     assert metrics.frechet_distance(b, a) == pytest.approx(closed, rel=1e-9)
     with pytest.raises(ValueError):
@@ -51,7 +55,8 @@ def test_distance_rises_with_damage(world, damage):
             for clip in fake:
                 some = rng.permutation(16)[:5 * strength]
                 clip[np.sort(some)] = clip[some]
-        distances.append(metrics.frechet_distance(real, metrics.critic_features(fake.astype(np.uint8), network)))
+        features = metrics.critic_features(fake.astype(np.uint8), network)
+        distances.append(metrics.frechet_distance(real, features))
     assert abs(distances[0]) < 1e-6 and all(np.diff(distances) > 0.1)
 
 
@@ -61,12 +66,13 @@ def test_text_match_knows_the_wrong_caption(world):
     assert right.mean() > 0.95
     wrong = metrics.text_match(videos, attributes[1:] + attributes[:1], network)
     assert wrong.mean() < 0.6
-    slower = [a | {"speed": "quickly" if a["speed"] == "slowly" else "slowly"} for a in attributes]
-    assert (right - metrics.text_match(videos, slower, network)).mean() > 0.1  # a sixth of the score
+    other = {"slowly": "quickly", "quickly": "slowly"}
+    changed = [a | {"speed": other[a["speed"]]} for a in attributes]
+    # a sixth of the score
+    assert (right - metrics.text_match(videos, changed, network)).mean() > 0.1
 
 
-def test_benchmark_of_real_videos(tmp_path, world, tiny):
-    videos, attributes, _ = world
+def test_benchmark_of_real_videos(tmp_path, tiny):
     torch.jit.script(FakeI3D()).save(str(tmp_path / "i3d.pt"))
     rng = np.random.default_rng(0)
     for i, seconds in enumerate([8, 6, 4, 1]):
@@ -76,9 +82,11 @@ def test_benchmark_of_real_videos(tmp_path, world, tiny):
     (tmp_path / "broken.mp4").write_text("no video")
     (tmp_path / "broken.txt").write_text("a caption")
     common = ["--input", tmp_path, "--i3d", tmp_path / "i3d.pt", "--clip", "none", "--ckpt", tiny]
+
     found = json.loads(run("experiments/benchmark.py", *common, "--seconds", 2.5).stdout)
     assert found["videos"] == 3 and found["passed over"] == 2 and found["FVD"] > 1
-    assert json.loads(run("experiments/benchmark.py", *common, "--longest", 2, "--seconds", 5).stdout)["videos"] == 2
+    longest = run("experiments/benchmark.py", *common, "--longest", 2, "--seconds", 5)
+    assert json.loads(longest.stdout)["videos"] == 2
     assert "16 frames" in fails("experiments/benchmark.py", *common, "--seconds", 1)
 
 
@@ -91,33 +99,47 @@ def test_i3d_sees_the_first_16_frames(tmp_path):
     path = str(tmp_path / "i3d.pt")
     torch.jit.script(FakeI3D()).save(path)
     videos = np.random.default_rng(0).integers(0, 256, (3, 20, 8, 8, 3)).astype(np.uint8)
-    assert np.allclose(metrics.i3d_features(videos, path), videos[:, :16].mean((1, 2, 3)), atol=1e-2)
+    features = metrics.i3d_features(videos, path)
+    assert np.allclose(features, videos[:, :16].mean((1, 2, 3)), atol=1e-2)
     with pytest.raises(ValueError, match="no torchscript"):
         metrics.i3d_features(videos, str(tmp_path / "none.pt"))
 
 
-def test_clip_score_is_the_cosine(tmp_path):
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+def small_clip(folder):
+    """Write a tiny random CLIP and its processor to a folder."""
+    from transformers import (CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor,
+                              CLIPTokenizer)
     words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghij", *(c + "</w>" for c in "abcdefghij")]
-    (tmp_path / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), unk_token="<|endoftext|>")
-    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model = CLIPModel(CLIPConfig(text_config=small | {"vocab_size": len(words), "eos_token_id": 1},
-                                 vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8))
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"),
+                              unk_token="<|endoftext|>")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2}
+    model = CLIPModel(CLIPConfig(
+        text_config=small | {"vocab_size": len(words), "eos_token_id": 1},
+        vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8))
     size = {"shortest_edge": 32}
-    CLIPProcessor(CLIPImageProcessor(size=size, crop_size=32), tokenizer).save_pretrained(tmp_path)
-    model.save_pretrained(tmp_path)
+    processor = CLIPProcessor(CLIPImageProcessor(size=size, crop_size=32), tokenizer)
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return model.eval(), CLIPProcessor.from_pretrained(folder)
+
+
+def test_clip_score_is_the_cosine(tmp_path):
+    model, processor = small_clip(tmp_path)
     videos = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3)).astype(np.uint8)
     scores = metrics.clip_score(videos, ["a b", "c d e"], str(tmp_path))
+    assert scores.shape == (2,) and (scores >= 0).all() and (scores <= 100).all()
+
     one = metrics.clip_score(videos[1:, :1], ["c d e"], str(tmp_path))
-    assert scores.shape == (2,) and (scores >= 0).all() and (scores <= 100).all() and one.shape == (1,)
-    processor = CLIPProcessor.from_pretrained(tmp_path)
     inputs = processor(text=["c d e"], images=[videos[1, 0]], return_tensors="pt")
     with torch.no_grad():
-        image = model.eval().get_image_features(pixel_values=inputs["pixel_values"])
-        text = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        image = model.get_image_features(pixel_values=inputs["pixel_values"])
+        text = model.get_text_features(input_ids=inputs["input_ids"],
+                                       attention_mask=inputs["attention_mask"])
     image, text = (getattr(x, "pooler_output", x) for x in (image, text))
-    assert one[0] == pytest.approx(100 * max(torch.cosine_similarity(image, text).item(), 0), abs=1e-3)
+    cosine = torch.cosine_similarity(image, text).item()
+    assert one.shape == (1,) and one[0] == pytest.approx(100 * max(cosine, 0), abs=1e-3)
     with pytest.raises(ValueError, match="CLIP score needs"):
         metrics.clip_score(videos, ["a", "b"], str(tmp_path / "none"))
