@@ -11,6 +11,8 @@
 
 This file knows nothing about networks.
 """
+import functools
+import gc
 import itertools
 import json
 import os
@@ -155,6 +157,7 @@ def read_frames(file, fps=FPS, size=128):
     """Yield the square centre of what a video shows at 0, 1/fps, 2/fps ...
     seconds, uint8 (size, size, 3). file: a path or a binary file. If it is
     no video, ffmpeg and imageio raise nearly anything."""
+    keep_what_is_there()
     with av.open(file) as film:
         turned = next(film.decode(video=0)).rotation // 90
     if hasattr(file, "seek"):
@@ -166,6 +169,12 @@ def read_frames(file, fps=FPS, size=128):
     for frame in imageio.v3.imiter(file, plugin="pyav",
                                    filter_sequence=filters):
         yield np.rot90(frame, turned)
+
+@functools.cache
+def keep_what_is_there():
+    """imageio collects garbage after each video; without this that takes a
+    tenth of a second, as it looks through all of torch."""
+    gc.freeze()
 
 def read_clip(path, n_frames, fps=FPS, size=128, last=False):
     """The first frames of a video file, or its last: uint8 (n_frames, size,
@@ -202,22 +211,28 @@ def to_uint8(video):
 # token shards: PART.t17.tokens.npy uint16 (N, t, h, w) for clips of 17
 # latent frames with PART.t17.captions.jsonl, and PART.json once all is there
 
-class TokenShards:
-    """The clips in a folder of shards with `latents` latent frames or more:
-    shards[i] -> (tokens int64 (latents, h, w), caption). `meta` describes
-    the tokenizer. Raises ValueError if there are no shards."""
+def read_meta(folder):
+    """What describes the clips of a folder of shards and their tokenizer.
+    Raises ValueError if there are no shards."""
+    try:
+        with open(os.path.join(folder, "meta.json")) as f:
+            return json.load(f)
+    except OSError as e:
+        raise ValueError(f"{folder} holds no token shards") from e
 
-    def __init__(self, folder, latents):
+class TokenShards:
+    """The clips in a folder of shards with `latents` latent frames or more,
+    cut to that length; None: all, whole. shards[i] -> (tokens int64
+    (latents, h, w), caption). Raises ValueError as `read_meta`."""
+
+    def __init__(self, folder, latents=None):
+        self.meta = read_meta(folder)
         self.latents, self.files = latents, []
-        try:
-            with open(os.path.join(folder, "meta.json")) as f:
-                self.meta = json.load(f)
-        except OSError as e:
-            raise ValueError(f"{folder} holds no token shards") from e
         names = sorted(os.listdir(folder))
         for name in (n for n in names if n.endswith(".tokens.npy")):
             part, kind = name.split(".")[:2]
-            if int(kind[1:]) >= latents and f"{part}.json" in names:
+            long = int(kind[1:]) >= (latents or 1)
+            if long and f"{part}.json" in names:
                 path = os.path.join(folder, f"{part}.{kind}")
                 with open(path + ".captions.jsonl", "rb") as f:
                     ends = np.cumsum([len(line) for line in f])

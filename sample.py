@@ -195,19 +195,22 @@ def load(path=None, device="cpu"):
     return model, tokenizer, TextTokenizer(model.config.text_tokenizer)
 
 @functools.cache
-def bfloat16_is_fast(device_type):
-    """Whether bfloat16 is faster than float32. On a CPU, where it often is
-    not, some milliseconds of matrix products in both decide."""
+def fast_dtype(device_type):
+    """The faster of "bfloat16" and "float32". On a CPU, where that is often
+    float32, some milliseconds of matrix products in both decide."""
     if device_type != "cpu":
-        return True
-    a, b = (torch.ones(512, 512, dtype=dtype)
-            for dtype in (torch.bfloat16, torch.float32))
-    seconds = [min(timeit.repeat(lambda: x @ x, number=1)) for x in (a, b)]
-    return seconds[0] < seconds[1]
+        return "bfloat16"
+    seconds = {}
+    for dtype in ("bfloat16", "float32"):
+        x = torch.ones(512, 512, dtype=getattr(torch, dtype))
+        seconds[dtype] = min(timeit.repeat(lambda: x @ x, number=1))
+    return min(seconds, key=seconds.get)
 
-def autocast(device):
+def autocast(device, dtype=None):
+    """Compute in `dtype`, by default in the faster one."""
+    dtype = dtype or fast_dtype(device.type)
     return torch.autocast(device.type, torch.bfloat16,
-                          enabled=bfloat16_is_fast(device.type))
+                          enabled=dtype == "bfloat16")
 
 def set_threads(model):
     """One thread for a small model on a CPU: its operations are so short
@@ -223,7 +226,8 @@ class Writer:
     gets its name when closed; a .gif is kept in memory until then."""
 
     def __init__(self, path, fps=FPS):
-        self.path, self.fps, self.frames, self.file = path, fps, [], None
+        self.path, self.fps, self.file = path, fps, None
+        self.frames, self.pictures = 0, []  # only a .gif keeps its pictures
         ending = os.path.splitext(path)[1]
         self.part, flags = part_of(path), "hybrid_fragmented"
         if path == "-":
@@ -240,33 +244,46 @@ class Writer:
 
     def write(self, frames):
         for frame in frames:  # uint8 (H, W, 3)
-            if self.file:
-                height, width = frame.shape[:2]
+            if not self.file:
+                self.pictures.append(frame)
+            else:
                 if not self.frames:
-                    self.stream.height, self.stream.width = height, width
+                    self.stream.height, self.stream.width = frame.shape[:2]
                 picture = av.VideoFrame.from_ndarray(frame, "rgb24")
                 self.file.mux(self.stream.encode(picture))
-                frame = None  # only counted
-            self.frames.append(frame)
+            self.frames += 1
 
     def close(self):
         if self.file:
             self.file.mux(self.stream.encode() if self.frames else [])
             self.file.close()
         elif self.frames:
-            times = gif_durations(len(self.frames), float(self.fps))
+            times = gif_durations(self.frames, float(self.fps))
             times = times if len(times) > 1 else times[0]  # as Pillow wants
-            imageio.v3.imwrite(self.part, np.stack(self.frames),
+            imageio.v3.imwrite(self.part, np.stack(self.pictures),
                                duration=times, loop=0)
         if self.path != "-" and self.frames:
             os.replace(self.part, self.path)
-            print(f"{len(self.frames)} frames -> {self.path}")
+            print(f"{self.frames} frames -> {self.path}")
         elif os.path.exists(self.part):  # stopped before the first clip
             os.remove(self.part)
 
 def part_of(path):
     name, ending = os.path.splitext(path)
     return f"{name}.part{ending}"
+
+def check_out(path):
+    """Before any work: whether a Writer could write there."""
+    if os.path.splitext(path)[1] not in (".mp4", ".gif") and path != "-":
+        raise ValueError("--out must end in .mp4 or .gif, or be - for one")
+    if not os.access(os.path.dirname(path) or ".", os.W_OK) \
+            or os.path.isdir(path):
+        raise ValueError(f"cannot write {path}")
+
+def destroys(path, source):
+    """Whether a Writer of `path` would write over the file `source`."""
+    return any(os.path.exists(written) and os.path.samefile(written, source)
+               for written in (path, part_of(path)))
 
 def gif_durations(n, fps):
     """Milliseconds of each of n pictures: a gif counts in hundredths."""
@@ -317,15 +334,9 @@ def files_of(args):
     outs = [f"{name}-{i:03d}{ending}" for i in range(len(videos))]
     if len(videos) == 1:
         outs = [args.out]
-    if ending not in (".mp4", ".gif") and outs != ["-"]:
-        raise ValueError("--out must end in .mp4 or .gif, or be - for one")
-    if not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-        raise ValueError(f"cannot write {args.out}")
-    if args.continue_from:
-        source = os.path.realpath(args.continue_from)
-        written = [os.path.realpath(path) for out in outs
-                   for path in (out, part_of(out))]
-        if source in written:
+    for out in outs:
+        check_out(out)
+        if args.continue_from and destroys(out, args.continue_from):
             raise ValueError(f"--out would replace {args.continue_from}")
     return videos, outs
 

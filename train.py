@@ -32,9 +32,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import Clips, TextTokenizer, TokenShards, latent_frames, to_float
+from data import Clips, TextTokenizer, latent_frames, read_meta, to_float
 from model import PRESETS, Llama, ModelConfig, prefix_tokens
-from sample import bfloat16_is_fast, set_threads  # of the CPU
+from sample import autocast, fast_dtype, set_threads
 from tokenizer import (TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss,
                        VideoTokenizer, load_tokenizer, read_checkpoint)
 
@@ -176,13 +176,11 @@ def main():
     loader = iter(torch.utils.data.DataLoader(
         clips, batch_sampler=keys, collate_fn=collate,
         num_workers=args.workers, pin_memory=device.type == "cuda"))
-    autocast = torch.autocast(device.type, torch.bfloat16,
-                              enabled=args.dtype == "bfloat16")
 
     def loss_of(x, captions, step):
         """A micro-batch -> the loss, and what to log, {name: tensor}."""
         x = x.to(device, non_blocking=True)
-        with autocast:
+        with autocast(device, args.dtype):
             if stage == 0:
                 adversarial = step >= args.adversarial_start * args.steps
                 return model(to_float(x), adversarial)
@@ -240,7 +238,7 @@ def main():
         for x in totals.values() if ranks > 1 else ():
             dist.all_reduce(x.div_(ranks))
         frames = frames_of_step(args, step)
-        tokens = n * ranks * latent_frames(frames) * (size // 8) ** 2
+        tokens = latent_frames(frames) * (size // 8) ** 2  # of a clip
         line = {"stage": stage, "step": step, "frames": frames, "lr": lr}
         if stage:
             losses = totals.pop("losses")
@@ -251,9 +249,9 @@ def main():
         line["grad_norm"] = float(norms[0])
         seconds = time.perf_counter() - began
         line["data_wait"] = waited / seconds
-        line["tokens_per_s"] = tokens / seconds
+        line["tokens_per_s"] = n * ranks * tokens / seconds
         if stage and device.type == "cuda":
-            line["mfu"] = mfu(network, n, tokens // n // ranks, seconds)
+            line["mfu"] = mfu(network, n, tokens, seconds)
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
         if saving:
             line["val_loss"] = validate()
@@ -314,10 +312,8 @@ def starting_point(args, path):
         source, kind = path, NAMES[stage]
     saved = None if source == "none" else read_checkpoint(source, kind)
     if args.dtype == "auto":
-        fast = bfloat16_is_fast(torch.device(args.device).type)
-        args.dtype = "bfloat16" if fast else "float32"
-        if resumed:
-            args.dtype = saved["args"]["dtype"]
+        args.dtype = saved["args"]["dtype"] if resumed else \
+            fast_dtype(torch.device(args.device).type)
         print(f"computing in {args.dtype}", file=sys.stderr)
     if saved and not (resumed or args.init):
         if saved["step"] < saved["args"]["steps"]:
@@ -358,7 +354,7 @@ def tokenizer_of(args, saved, device):
     tokenizer, digest = load_tokenizer(args.out if own else None, device)
     digests = {saved["tokenizer_hash"]} if saved else set()
     for folder in args.data.split(",") if args.data != "toy" else ():
-        digests.add(TokenShards(folder, 1).meta["tokenizer_hash"])
+        digests.add(read_meta(folder)["tokenizer_hash"])
     if digests - {digest}:
         raise ValueError("--data or the checkpoint to start from is of "
                          "another tokenizer")

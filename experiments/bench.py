@@ -13,7 +13,6 @@ product, for `decode` the rate of reading memory. Needs: pip install transformer
 """
 import argparse
 import dataclasses
-import gc
 import itertools
 import math
 import os
@@ -281,12 +280,6 @@ class Decoded(Clips):
             return (sum(1 for _ in itertools.takewhile(lambda f: f.time < 64 / FPS, frames)),)
 
 
-def freeze(worker):
-    """As in tools/prepare.py: imageio collects garbage after each video,
-    which otherwise takes 0.1 s, as it looks through all of torch."""
-    gc.freeze()
-
-
 def write_film(path, rng):
     """A film like those of WebVid-10M (20 TB for 52,000 hours): 12 seconds of
     596x336 at 25 frames/s and 850 kbit/s."""
@@ -315,7 +308,7 @@ def reading(rounds, films, workers=2):
 
         def through(dataset):
             loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers,
-                                                 collate_fn=tuple, worker_init_fn=freeze)
+                                                 collate_fn=tuple)
             return lambda: sum(1 for _ in loader)
 
         times = race({"data.py": through(Clips(paths)), "bare pyav": through(Decoded(paths))},

@@ -94,7 +94,7 @@ def stage_costs(c, stage):
     steps, batch, _, _ = PAPER[stage]
     video, _ = clip_length(c, FRAMES[stage])
     clip = clip_flops(c, FRAMES[stage])
-    images = latent_frames(FRAMES[stage]) * clip_flops(c, 1)  # in the place of one clip
+    images = latent_frames(FRAMES[stage]) * clip_flops(c, 1)  # instead of one clip
     share = 0 if stage == 1 else 1 / IMAGE_EVERY
     return steps * batch * video, steps * batch * ((1 - share) * clip + share * images)
 
@@ -138,7 +138,7 @@ def tokenizer_costs():
     with torch.device("meta"):
         network = VideoTokenizer(TOKENIZER_PRESETS["paper"])
         for frames, share in ((1, 0.4), (17, 0.5), (65, 0.1)):
-            clips = latent_frames(65) // latent_frames(frames)  # in the place of a long one
+            clips = latent_frames(65) // latent_frames(frames)  # instead of one long clip
             video = torch.empty(1, 3, frames, 128, 128)
             step = counted(lambda: network.decoder(network.encoder(video)).sum().backward())
             flops += steps * batch * share * clips * step

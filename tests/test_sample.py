@@ -61,6 +61,8 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
         assert flag in fails("sample.py", *ask, flag, value)
     assert "cannot write" in fails("sample.py", *ask, "--out", tmp_path / "no" / "a.mp4")
     assert "must end in" in fails("sample.py", *ask, "--out", tmp_path / "a.png")
+    (tmp_path / "folder.mp4").mkdir()
+    assert "cannot write" in fails("sample.py", *ask, "--out", tmp_path / "folder.mp4")
     for name in ("tokenizer.pt", "stage3.pt"):
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
     other = torch.load(tmp_path / "tokenizer.pt", weights_only=True)

@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import csv
 import ctypes
-import gc
 import io
 import itertools
 import json
@@ -43,7 +42,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import (FPS, IMAGES, SIZE, VIDEOS, TokenShards, ending,  # noqa: E402
                   read_frames, read_image, to_float, to_uint8, toy_clip,
                   video_frames)
-from sample import bfloat16_is_fast  # noqa: E402
+from sample import autocast, fast_dtype  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
 
 LENGTHS = (65, 17, 1)  # frames of the clips of stages 3, 2 and 1 (Sec. 3.2)
@@ -264,9 +263,6 @@ class Reader(IterableDataset):
     def __iter__(self):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        # imageio collects garbage after each video; without this line that
-        # takes 0.1 s, as it looks through all of torch
-        gc.freeze()
         for item in itertools.islice(self.items, first, None, step):
             clips, reason = [], ""
             try:
@@ -349,8 +345,7 @@ def totals(folder):
 def inspect(folder, ckpt, device):
     """Print what a folder of shards holds, and draw contact.png: the first,
     middle and last frame of 16 clips."""
-    shards = TokenShards(folder, 1)
-    shards.latents = None  # clips at their full length
+    shards = TokenShards(folder)
     clips, skipped = totals(folder)
     for frames, n in clips.items():
         print(f"{n} clips of {frames} frames, {frames / FPS:.1f} s each, "
@@ -454,21 +449,20 @@ def main():
         libc.mallopt(-4, 0)
         libc.mallopt(-1, 2 ** 31 - 1)
     tokenizer, digest = load_tokenizer(args.ckpt, device)
-    config, fast = tokenizer.config, bfloat16_is_fast(device.type)
+    config = tokenizer.config
     if args.source == "toy" and config.resolution != SIZE:
         raise ValueError(f"the toy world is {SIZE} pixels wide, this "
                          f"tokenizer's clips are {config.resolution}")
     meta = start(args.out, {
         "codebook_size": config.codebook_size, "frames": config.frames,
         "fps": FPS, "resolution": config.resolution, "tokenizer_hash": digest,
-        "dtype": "bfloat16" if fast else "float32",
+        "dtype": fast_dtype(device.type),
         "items": sum(sizes), "part": args.part,
         "from": [args.source, args.input, args.clips_per_video, args.seed]})
 
     @torch.no_grad()
     def encode(clips):
-        with torch.autocast(device.type, torch.bfloat16,
-                            enabled=meta["dtype"] == "bfloat16"):
+        with autocast(device, meta["dtype"]):
             tokens = tokenizer.encode(to_float(clips).to(device))
         return tokens.cpu().numpy().astype(np.uint16)
 

@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from sample import Writer  # noqa: E402
+from sample import Writer, check_out, destroys  # noqa: E402
 
 
 def windows(frames, enhance, size=16, overlap=4):
@@ -163,16 +163,11 @@ def parse():
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = p.parse_args()
-    name, ending = os.path.splitext(args.out)
     if args.steps < 1 or not 0 <= args.seed < 2 ** 63:
         raise ValueError("--steps must be positive and --seed at least 0")
-    if ending not in (".mp4", ".gif") and args.out != "-":
-        raise ValueError("--out must end in .mp4 or .gif, or be -")
-    if not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-        raise ValueError(f"cannot write {args.out}")
-    for path in (args.out, f"{name}.part{ending}"):  # see Writer
-        if os.path.exists(path) and os.path.samefile(path, args.video):
-            raise ValueError(f"--out would overwrite {args.video}")
+    check_out(args.out)
+    if destroys(args.out, args.video):
+        raise ValueError(f"--out would overwrite {args.video}")
     return args
 
 
