@@ -11,15 +11,14 @@
 
 This file knows nothing about networks.
 """
-import functools
-import gc
+import contextlib
 import itertools
 import json
 import os
 from collections import deque
 
 import av
-import imageio.v3
+import av.filter
 import numpy as np
 import tiktoken
 import torch
@@ -156,25 +155,23 @@ IMAGES = {"png", "jpg", "jpeg", "webp"}
 def read_frames(file, fps=FPS, size=128):
     """Yield the square centre of what a video shows at 0, 1/fps, 2/fps ...
     seconds, uint8 (size, size, 3). file: a path or a binary file. If it is
-    no video, ffmpeg and imageio raise nearly anything."""
-    keep_what_is_there()
+    no video, ffmpeg raises nearly anything."""
     with av.open(file) as film:
-        turned = next(film.decode(video=0)).rotation // 90
-    if hasattr(file, "seek"):
-        file.seek(0)
-    filters = [("setpts", "PTS-STARTPTS"),
-               ("fps", f"{fps}:round=up"),  # what is on screen at i / fps
-               ("crop", "min(iw\\,ih):min(iw\\,ih):exact=1"),
-               ("scale", f"{size}:{size}:flags=area")]
-    for frame in imageio.v3.imiter(file, plugin="pyav",
-                                   filter_sequence=filters):
-        yield np.rot90(frame, turned)
-
-@functools.cache
-def keep_what_is_there():
-    """imageio collects garbage after each video; without this that takes a
-    tenth of a second, as it looks through all of torch."""
-    gc.freeze()
+        stream, graph = film.streams.video[0], av.filter.Graph()
+        graph.link_nodes(
+            graph.add_buffer(template=stream),
+            graph.add("setpts", "PTS-STARTPTS"),
+            graph.add("fps", f"{fps}:round=up"),  # on screen at i / fps
+            graph.add("crop", "min(iw\\,ih):min(iw\\,ih):exact=1"),
+            graph.add("scale", f"{size}:{size}:flags=area"),
+            graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+        for frame in itertools.chain(film.decode(stream), [None]):
+            if frame is not None:
+                turned = frame.rotation // 90
+            graph.push(frame)  # None: no more to come
+            with contextlib.suppress(av.BlockingIOError, av.EOFError):
+                while True:
+                    yield np.rot90(graph.pull().to_ndarray(), turned)
 
 def read_clip(path, n_frames, fps=FPS, size=128, last=False):
     """The first frames of a video file, or its last: uint8 (n_frames, size,
