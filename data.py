@@ -44,25 +44,22 @@ class TextTokenizer:
     paper gives only their number), which tiktoken fetches once."""
 
     def __init__(self, kind="bytes"):
-        if kind == "bytes":
-            ranks = {bytes([i]): i for i in range(256)}
-            pattern = r"[\s\S]"
-        else:
+        ranks = {bytes([i]): i for i in range(256)}
+        pattern = r"[\s\S]"
+        if kind == "gpt2":
             try:
                 gpt2 = tiktoken.get_encoding("gpt2")
             except Exception as e:  # whatever the network raises
                 raise ValueError("go online once for tiktoken's gpt2 table, "
                                  "or set TIKTOKEN_CACHE_DIR") from e
-            ranks = {word: rank for word, rank in
-                     gpt2._mergeable_ranks.items() if rank < 32000}
-            pattern = gpt2._pat_str
+            table, pattern = gpt2._mergeable_ranks, gpt2._pat_str
+            ranks = {w: rank for w, rank in table.items() if rank < 32000}
         self.n_vocab = len(ranks)
         self.bpe = tiktoken.Encoding(f"loong-{kind}", pat_str=pattern,
                                      mergeable_ranks=ranks, special_tokens={})
 
     def encode(self, caption):
-        """str -> list of ids below n_vocab. Absurdly long captions are cut
-        first; `prefix_tokens` cuts to what the model reads."""
+        """str -> list of ids below n_vocab; absurdly long ones are cut."""
         return self.bpe.encode_ordinary(caption[:4096])
 
 # ---------------------------------------------------------------------------
@@ -218,22 +215,22 @@ def read_meta(folder):
         raise ValueError(f"{folder} holds no token shards") from e
 
 class TokenShards:
-    """The clips in a folder of shards with `latents` latent frames or more,
-    cut to that length; None: all, whole. shards[i] -> (tokens int64
-    (latents, h, w), caption). Raises ValueError as `read_meta`."""
+    """The clips in folders of shards, with commas between, that have at
+    least `latents` latent frames, cut to that length; None: all, whole.
+    shards[i] -> (tokens int64 (latents, h, w), caption)."""
 
-    def __init__(self, folder, latents=None):
-        self.meta = read_meta(folder)
+    def __init__(self, folders, latents=None):
         self.latents, self.files = latents, []
-        names = sorted(os.listdir(folder))
-        for name in (n for n in names if n.endswith(".tokens.npy")):
-            part, kind = name.split(".")[:2]
-            long = int(kind[1:]) >= (latents or 1)
-            if long and f"{part}.json" in names:
-                path = os.path.join(folder, f"{part}.{kind}")
-                with open(path + ".captions.jsonl", "rb") as f:
-                    ends = np.cumsum([len(line) for line in f])
-                self.files.append((path, ends))
+        for folder in str(folders).split(","):
+            names = sorted(os.listdir(folder))
+            for name in (n for n in names if n.endswith(".tokens.npy")):
+                part, kind = name.split(".")[:2]
+                long = int(kind[1:]) >= (latents or 1)
+                if long and f"{part}.json" in names:
+                    path = os.path.join(folder, f"{part}.{kind}")
+                    with open(path + ".captions.jsonl", "rb") as f:
+                        ends = np.cumsum([len(line) for line in f])
+                    self.files.append((path, ends))
         self.counts = np.cumsum([len(ends) for _, ends in self.files])
 
     def __len__(self):
@@ -258,23 +255,16 @@ class Clips(torch.utils.data.Dataset):
 
     A sample is drawn by (seed, stage, step, i) alone, so a resumed run and
     any number of workers and ranks see the same. source: "toy"; folders of
-    token shards, with commas between, in the shares of `mix` (default: as
-    their clips); for stage 0 a folder of videos and images. A clip is
-    tokens int64 (t, h, w) from shards, else video uint8 (T, H, W, 3). For
-    guidance the caption is dropped with probability 0.1 (our choice).
-    validation: other seeds, or the last 64th of the files and clips.
+    token shards, with commas between; for stage 0 a folder of videos and
+    images. A clip is tokens int64 (t, h, w) from shards, else video uint8
+    (T, H, W, 3). validation: other seeds, or the last 64th of files and
+    clips. For guidance a caption is dropped with probability 0.1.
     """
 
-    def __init__(self, source, seed, stage, resolution=SIZE, mix=(),
-                 validation=False):
+    def __init__(self, source, seed, stage, resolution=SIZE, validation=False):
         self.source, self.seed, self.stage = source, seed, stage
         self.resolution, self.validation = resolution, validation
-        self.folders = source.split(",")
-        self.mix = mix or [0] * len(self.folders)
         self.shards, self.files = {}, []
-        if len(self.mix) != len(self.folders):
-            raise ValueError(f"--mix has {len(mix)} numbers for "
-                             f"{len(self.folders)} folders")
         if source == "toy" and resolution != SIZE:
             raise ValueError(f"the toy world is {SIZE} pixels wide, not "
                              f"{resolution}: name other clips by --data")
@@ -283,25 +273,26 @@ class Clips(torch.utils.data.Dataset):
                 os.path.join(folder, name)
                 for folder, _, names in os.walk(source) for name in names
                 if ending(name) in VIDEOS | IMAGES)
-            if not self.files:
-                raise ValueError(f"{source} holds no videos or images")
 
     def __getitem__(self, key):
         step, i, frames = key
         rng = np.random.default_rng(
             [self.seed, self.stage, step, i, self.validation])
-        drop = rng.random() < 0.1
+        drop = rng.random() < 0.1  # our choice
         if self.source == "toy":
             clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
             clip, caption = self.clip_of_files(rng, frames), ""
         else:
-            clip, caption = self.tokens_of_shards(rng, latent_frames(frames))
+            t = latent_frames(frames)
+            if t not in self.shards:  # opened when first asked for
+                self.shards[t] = TokenShards(self.source, t)
+            clip, caption = self.choose(rng, self.shards[t])
         return clip, "" if drop else caption
 
     def clip_of_files(self, rng, frames):
         for _ in range(100):  # short and broken files are passed over
-            path = self.files[self.choose(rng, len(self.files))]
+            path = self.choose(rng, self.files)
             try:
                 if ending(path) in VIDEOS:
                     return read_clip(path, frames, size=self.resolution)
@@ -311,25 +302,15 @@ class Clips(torch.utils.data.Dataset):
                 pass
         raise ValueError(f"{self.source}: 100 files without {frames} frames")
 
-    def tokens_of_shards(self, rng, latents):
-        if latents not in self.shards:  # opened when first asked for
-            folders = [TokenShards(f, latents) for f in self.folders]
-            # 0 without clips so long, else the number of --mix or of clips
-            shares = np.array([len(f) and (share or len(f)) for f, share
-                               in zip(folders, self.mix)], float)
-            if not shares.sum():
-                raise ValueError(f"{self.source}: no clips so long")
-            self.shards[latents] = folders, shares / shares.sum()
-        folders, shares = self.shards[latents]
-        folder = folders[rng.choice(len(folders), p=shares)]
-        return folder[self.choose(rng, len(folder))]
-
-    def choose(self, rng, n):
-        """A random index below n: of the last 64th for validation."""
+    def choose(self, rng, items):
+        """One at random; for validation, of the last 64th."""
+        n = len(items)
+        if not n:
+            raise ValueError(f"{self.source} holds no clips so long")
         kept = max(1, n // 64) if n > 1 else 0
         if self.validation and kept:
-            return rng.integers(n - kept, n)
-        return rng.integers(n - kept)
+            return items[rng.integers(n - kept, n)]
+        return items[rng.integers(n - kept)]
 
 def ending(name):
     return os.path.splitext(name)[1][1:].lower()

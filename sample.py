@@ -16,7 +16,6 @@ in 7 clips, and an .mp4 of any length needs the same memory.
 This file knows nothing about training.
 """
 import argparse
-import contextlib
 import functools
 import math
 import os
@@ -25,7 +24,6 @@ import timeit
 from fractions import Fraction
 
 import av
-import imageio.v3
 import numpy as np
 import torch
 from tqdm import trange
@@ -131,11 +129,9 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
     longest, h, w = config.latent_shape
     if cfg_scale is None:
         cfg_scale = config.cfg_scale
-    if temperature is None:
-        temperature = config.temperature
-    B = len(prompts)
+    B, temperature = len(prompts), temperature or config.temperature
     generators = [torch.Generator(device).manual_seed(seed)
-                  for seed in (range(B) if seeds is None else seeds)]
+                  for seed in seeds or range(B)]
     cache = cache_for(model, B, cfg_scale, compiled)
     context = None if start is None else np.stack([start] * B)
     tokens, made, total = None, 0, round(FPS * seconds)
@@ -186,9 +182,10 @@ def load(path=None, device="cpu"):
     if os.path.isdir(path):
         stages = [os.path.join(path, f"stage{i}.pt") for i in (3, 2, 1)]
         path = next(filter(os.path.exists, stages), stages[0])
-    saved, folder = read_checkpoint(path, "stage"), os.path.dirname(path)
+    saved = read_checkpoint(path, "stage")
+    folder = os.path.dirname(path) or "."
     own = os.path.exists(os.path.join(folder, "tokenizer.pt"))
-    tokenizer, digest = load_tokenizer(folder or "." if own else None, device)
+    tokenizer, digest = load_tokenizer(folder if own else None, device)
     if saved["tokenizer_hash"] != digest:
         raise ValueError(f"{path} was trained on another tokenizer's tokens")
     model = load_decoder(saved, device)
@@ -220,147 +217,91 @@ def set_threads(model):
     if small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
-class Writer:
-    """Frames -> .mp4 or .gif at `fps` frames/s, "-" for an mp4 on the standard
-    output. An .mp4 grows as NAME.part.mp4, which plays after a crash, and
-    gets its name when closed; a .gif is kept in memory until then."""
-
-    def __init__(self, path, fps=FPS):
-        self.path, self.fps, self.file = path, fps, None
-        self.frames, self.pictures = 0, []  # only a .gif keeps its pictures
-        ending = os.path.splitext(path)[1]
-        self.part, flags = part_of(path), "hybrid_fragmented"
-        if path == "-":
-            self.part, flags = "pipe:1", "empty_moov+default_base_moof"
-        if ending != ".gif":
-            options = {"movflags": flags, "frag_duration": "1000000",
-                       "flush_packets": "1"}
-            self.file = av.open(self.part, "w", "mp4", options=options)
-            # or x264 would keep the last seconds to itself
-            options = {"tune": "zerolatency"}
-            self.stream = self.file.add_stream("libx264", Fraction(fps),
-                                               options=options)
-            self.stream.pix_fmt, self.stream.thread_count = "yuv420p", 1
-
-    def write(self, frames):
-        for frame in frames:  # uint8 (H, W, 3)
-            if not self.file:
-                self.pictures.append(frame)
-            else:
-                if not self.frames:
-                    self.stream.height, self.stream.width = frame.shape[:2]
+def write_video(path, clips, fps=FPS):
+    """Write clips, each uint8 (T, H, W, 3), to an .mp4 of `fps` frames/s. It
+    grows as NAME.part.mp4, which plays even after a crash, and gets its own
+    name at the end or when interrupted."""
+    part, written = part_of(path), 0
+    options = {"movflags": "hybrid_fragmented", "frag_duration": "1000000",
+               "flush_packets": "1"}
+    try:
+        with av.open(part, "w", options=options) as file:
+            # zerolatency: x264 would keep the last seconds to itself
+            stream = file.add_stream("libx264", Fraction(fps),
+                                     options={"tune": "zerolatency"})
+            stream.pix_fmt, stream.thread_count = "yuv420p", 1
+            for frame in (frame for clip in clips for frame in clip):
+                if not written:
+                    stream.height, stream.width = frame.shape[:2]
                 picture = av.VideoFrame.from_ndarray(frame, "rgb24")
-                self.file.mux(self.stream.encode(picture))
-            self.frames += 1
-
-    def close(self):
-        if self.file:
-            self.file.mux(self.stream.encode() if self.frames else [])
-            self.file.close()
-        elif self.frames:
-            times = gif_durations(self.frames, float(self.fps))
-            times = times if len(times) > 1 else times[0]  # as Pillow wants
-            imageio.v3.imwrite(self.part, np.stack(self.pictures),
-                               duration=times, loop=0)
-        if self.path != "-" and self.frames:
-            os.replace(self.part, self.path)
-            print(f"{self.frames} frames -> {self.path}")
-        elif os.path.exists(self.part):  # stopped before the first clip
-            os.remove(self.part)
+                file.mux(stream.encode(picture))
+                written += 1
+            file.mux(stream.encode() if written else [])
+    finally:
+        if written:
+            os.replace(part, path)
+            print(f"{written} frames -> {path}")
+        elif os.path.exists(part):
+            os.remove(part)
 
 def part_of(path):
-    name, ending = os.path.splitext(path)
-    return f"{name}.part{ending}"
+    return os.path.splitext(path)[0] + ".part.mp4"
 
-def check_out(path):
-    """Before any work: whether a Writer could write there."""
-    if os.path.splitext(path)[1] not in (".mp4", ".gif") and path != "-":
-        raise ValueError("--out must end in .mp4 or .gif, or be - for one")
+def check_out(path, source=None):
+    """Before any work: whether `write_video` could write to path, and would
+    not write over the video `source`."""
+    if not path.endswith(".mp4"):
+        raise ValueError("--out must end in .mp4")
     if not os.access(os.path.dirname(path) or ".", os.W_OK) \
             or os.path.isdir(path):
         raise ValueError(f"cannot write {path}")
-
-def destroys(path, source):
-    """Whether a Writer of `path` would write over the file `source`."""
-    return any(os.path.exists(written) and os.path.samefile(written, source)
-               for written in (path, part_of(path)))
-
-def gif_durations(n, fps):
-    """Milliseconds of each of n pictures: a gif counts in hundredths."""
-    return np.diff(np.arange(n + 1) * 1000 / fps // 10 * 10).tolist()
+    if source and any(os.path.exists(p) and os.path.samefile(p, source)
+                      for p in (path, part_of(path))):
+        raise ValueError(f"--out would replace {source}")
 
 def parse():
-    p = argparse.ArgumentParser(description="Prompts -> videos.")
+    p = argparse.ArgumentParser(description="A prompt -> a video.")
     add, cuda = p.add_argument, torch.cuda.is_available()
     add("--prompt", default="", help="what to show; by default anything")
-    add("--prompts", metavar="FILE", help="one per line: OUT-000.mp4, ...")
-    add("--at", nargs=2, action="append", default=[], metavar=("SECOND", "PROMPT"),
-        help="another prompt, from the nearest clip on")
-    add("--num-samples", type=int, default=1, help="videos per prompt")
-    add("--batch-size", type=int, default=16, help="videos at once")
+    add("--at", nargs=2, action="append", default=[],
+        metavar=("SECOND", "PROMPT"), help="another prompt from then on")
     add("--continue-from", metavar="VIDEO", help="go on from its end")
     add("--ckpt", help="folder or stageN.pt (default: the shipped toy)")
     add("--seconds", type=float, default=10)
-    add("--out", default="sample.mp4", help=".mp4, .gif or -")
+    add("--out", default="sample.mp4", metavar="VIDEO.mp4")
     add("--cfg-scale", type=float, help="guidance (default: the preset's)")
     add("--top-k", type=int, default=50)
     add("--temperature", type=float, help="default: the preset's")
-    add("--seed", type=int, default=0, help="of the first video")
+    add("--seed", type=int, default=0)
     add("--no-reencode", action="store_true", help="see Fig. 6")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     add("--device", default="cuda" if cuda else "cpu")
     args = p.parse_args()
-    positive = [args.top_k, args.num_samples, args.batch_size,
-                FPS * args.seconds - 0.5, args.temperature]
+    positive = args.top_k, FPS * args.seconds - 0.5, args.temperature
     if not all(x is None or 0 < x < math.inf for x in positive):
-        raise ValueError("--top-k, --num-samples, --batch-size, --seconds "
-                         "and --temperature must be positive")
+        raise ValueError("--top-k, --seconds and --temperature must be "
+                         "positive")
     if not math.isfinite(args.cfg_scale or 0) or args.seed < 0:
         raise ValueError("--cfg-scale must be finite and --seed at least 0")
-    return args
-
-def files_of(args):
-    """-> the scenes of each video, and where to write it."""
-    prompts = [args.prompt]
-    if args.prompts:
-        with open(args.prompts) as f:
-            prompts = [line.strip() for line in f if line.strip()]
-    scenes = sorted((float(second), words) for second, words in args.at)
-    if any(not 0 < second < args.seconds for second, _ in scenes):
+    later = sorted((float(second), prompt) for second, prompt in args.at)
+    if not all(0 < second < args.seconds for second, _ in later):
         raise ValueError("--at needs a second inside the video")
-    videos = [[(0, prompt), *scenes] for prompt in prompts
-              for _ in range(args.num_samples)]
-    name, ending = os.path.splitext(args.out)
-    outs = [f"{name}-{i:03d}{ending}" for i in range(len(videos))]
-    if len(videos) == 1:
-        outs = [args.out]
-    for out in outs:
-        check_out(out)
-        if args.continue_from and destroys(out, args.continue_from):
-            raise ValueError(f"--out would replace {args.continue_from}")
-    return videos, outs
+    args.scenes = [(0, args.prompt), *later]
+    check_out(args.out, args.continue_from)
+    return args
 
 def main():
     args = parse()
-    videos, outs = files_of(args)
     model, tokenizer, text = load(args.ckpt, args.device)
     set_threads(model)
-    start, size = None, tokenizer.config.resolution
+    start = None
     if args.continue_from:
-        start = read_clip(args.continue_from, CONTEXT, FPS, size, last=True)
-    with contextlib.ExitStack() as files:  # closes them whatever happens
-        for i in range(0, len(videos), args.batch_size):
-            batch = videos[i:i + args.batch_size]
-            writers = [files.enter_context(contextlib.closing(Writer(out)))
-                       for out in outs[i:i + len(batch)]]
-            seeds = range(args.seed + i, args.seed + i + len(batch))
-            for clips in generate_batch(
-                    model, tokenizer, text, batch, args.seconds,
-                    args.cfg_scale, args.top_k, args.temperature, seeds,
-                    not args.no_reencode, start, args.compile, quiet=False):
-                for writer, frames in zip(writers, clips):
-                    writer.write(frames)
-            files.close()
+        start = read_clip(args.continue_from, CONTEXT, FPS,
+                          tokenizer.config.resolution, last=True)
+    write_video(args.out, generate(
+        model, tokenizer, text, args.scenes, args.seconds, args.cfg_scale,
+        args.top_k, args.temperature, args.seed, not args.no_reencode,
+        start=start, compiled=args.compile, quiet=False))
 
 if __name__ == "__main__":
     try:

@@ -64,26 +64,15 @@ def frames_of_step(args, step):
         return 1
     return longest
 
-class StepKeys:
-    """The DataLoader's batch sampler: yields for each micro-batch of this
-    rank a list of keys (step, i, frames), which name samples of `Clips`."""
-
-    def __init__(self, args, start, rank, ranks):
-        self.args, self.start = args, start
-        self.rank, self.ranks = rank, ranks
-
-    def __iter__(self):
-        for step in range(self.start, self.args.steps):
-            yield from self.micro_batches(step)
-
-    def micro_batches(self, step):
-        args, frames = self.args, frames_of_step(self.args, step)
-        # how many shorter clips have the tokens of one of the longest
-        more = latent_frames(FRAMES[args.stage]) // latent_frames(frames)
-        share = args.batch_size // self.ranks * more
-        micro = args.micro_batch * more
-        keys = [(step, self.rank * share + i, frames) for i in range(share)]
-        return [keys[i:i + micro] for i in range(0, share, micro)]
+def micro_batches(args, step, rank, ranks):
+    """This rank's part of a step: lists of keys (step, i, frames), each of
+    which names a sample of `Clips`. A step of shorter clips has more of
+    them, so that the number of tokens stays equal."""
+    frames = frames_of_step(args, step)
+    more = latent_frames(FRAMES[args.stage]) // latent_frames(frames)
+    n, micro = args.batch_size // ranks * more, args.micro_batch * more
+    keys = [(step, rank * n + i, frames) for i in range(n)]
+    return [keys[i:i + micro] for i in range(0, n, micro)]
 
 def learning_rate(args, step):
     """Linear warm-up, then cosine decay to 0 (Sec. 4.1)."""
@@ -131,24 +120,22 @@ def main():
     torch.manual_seed(args.seed)  # the same initial weights on every rank
 
     # the network
-    tokenizer, text, digest = None, None, None
     if stage == 0:
         preset = TOKENIZER_PRESETS[PRESETS[args.preset].tokenizer]
-        config = settle(preset, args, saved)
+        config, digest = config_of(args, saved, preset), None
+        size = config.resolution
         network = VideoTokenizer(config)
         objective = TokenizerLoss(network, args.adversarial_weight,
                                   args.perceptual_weight)
         players = [network, objective.discriminator]
         compiled = [network.encoder, network.decoder]
-        size = config.resolution
     else:
         tokenizer, digest = tokenizer_of(args, saved, device)
         size = tokenizer.config.resolution
         t = latent_frames(tokenizer.config.frames)
-        preset = dataclasses.replace(
+        config = config_of(args, saved, dataclasses.replace(
             PRESETS[args.preset], latent_shape=(t, size // 8, size // 8),
-            video_vocab=tokenizer.config.codebook_size)
-        config = settle(preset, args, saved)
+            video_vocab=tokenizer.config.codebook_size))
         text = TextTokenizer(config.text_tokenizer)
         network = objective = Llama(config)
         network.model.checkpoint_activations = args.checkpoint_activations
@@ -170,11 +157,12 @@ def main():
             objective, broadcast_buffers=False)  # they are equal anyway
 
     # the data
-    keys = StepKeys(args, start, rank, ranks)
-    clips, validation = (Clips(args.data, args.seed, stage, size, args.mix,
-                               kept) for kept in (False, True))
+    clips, validation = (Clips(args.data, args.seed, stage, size, kept)
+                         for kept in (False, True))
+    batches = (keys for step in range(start, args.steps)
+               for keys in micro_batches(args, step, rank, ranks))
     loader = iter(torch.utils.data.DataLoader(
-        clips, batch_sampler=keys, collate_fn=collate,
+        clips, batch_sampler=batches, collate_fn=collate,
         num_workers=args.workers, pin_memory=device.type == "cuda"))
 
     def loss_of(x, captions, step):
@@ -212,15 +200,14 @@ def main():
             group["lr"] = lr
 
         # the gradient, accumulated over micro-batches
-        micro_batches = keys.micro_batches(step)
-        n = sum(map(len, micro_batches))
-        totals = {}
-        for i, micro in enumerate(micro_batches):
+        micros, totals = micro_batches(args, step, rank, ranks), {}
+        n = sum(map(len, micros))
+        for i, micro in enumerate(micros):
             asked = time.perf_counter()
             batch = next(loader)
             waited += time.perf_counter() - asked
             # DDP: gradients are exchanged once, after the last one
-            model.require_backward_grad_sync = i + 1 == len(micro_batches)
+            model.require_backward_grad_sync = i + 1 == len(micros)
             loss, logs = loss_of(*batch, step)
             (loss * len(micro) / n).backward()
             for name, x in logs.items():
@@ -237,19 +224,17 @@ def main():
         # what happened
         for x in totals.values() if ranks > 1 else ():
             dist.all_reduce(x.div_(ranks))
-        frames = frames_of_step(args, step)
-        tokens = latent_frames(frames) * (size // 8) ** 2  # of a clip
-        line = {"stage": stage, "step": step, "frames": frames, "lr": lr}
         if stage:
             losses = totals.pop("losses")
-            line |= {f"loss_{name}": losses[a:b].mean().item()
-                     for name, (a, b) in FRAME_RANGES.items()
-                     if a < len(losses)}
-        line |= {name: x.item() for name, x in totals.items()}
-        line["grad_norm"] = float(norms[0])
-        seconds = time.perf_counter() - began
-        line["data_wait"] = waited / seconds
-        line["tokens_per_s"] = n * ranks * tokens / seconds
+            totals |= {f"loss_{name}": losses[a:b].mean()
+                       for name, (a, b) in FRAME_RANGES.items()
+                       if a < len(losses)}
+        frames, seconds = micro[0][2], time.perf_counter() - began
+        tokens = latent_frames(frames) * (size // 8) ** 2  # of a clip
+        line = {"stage": stage, "step": step, "frames": frames, "lr": lr,
+                **{name: x.item() for name, x in totals.items()},
+                "grad_norm": float(norms[0]), "data_wait": waited / seconds,
+                "tokens_per_s": n * ranks * tokens / seconds}
         if stage and device.type == "cuda":
             line["mfu"] = mfu(network, n, tokens, seconds)
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
@@ -300,32 +285,31 @@ def starting_point(args, path):
     """-> the checkpoint to start from or None, and whether to resume it."""
     stage, exists = args.stage, os.path.exists(path)
     resumed = exists and args.resume
-    before = os.path.join(args.out, NAMES[stage - 1] + ".pt")
     if exists and not (args.resume or args.overwrite):
         raise ValueError(f"{path} exists: --resume or --overwrite it")
-    if not (resumed or args.init or stage < 2 or os.path.exists(before)):
-        raise ValueError(f"{before} does not exist: train stage {stage - 1} "
-                         "first, or start from nothing by --init none")
-    source = args.init or (before if stage > 1 else "none")
-    kind = "stage" if stage else "tokenizer"
+    before = os.path.join(args.out, NAMES[stage - 1] + ".pt")
+    source, kind = args.init, "stage" if stage else "tokenizer"
     if resumed:
         source, kind = path, NAMES[stage]
+    elif not source:
+        source = before if stage > 1 else "none"
+        if stage > 1 and not os.path.exists(before):
+            raise ValueError(f"{before} does not exist: train stage "
+                             f"{stage - 1} first, or use --init none")
     saved = None if source == "none" else read_checkpoint(source, kind)
+    if source == before and saved["step"] < saved["args"]["steps"]:
+        raise ValueError(f"{before} is at step {saved['step']} of "
+                         f"{saved['args']['steps']}: --resume it first")
     if args.dtype == "auto":
         args.dtype = saved["args"]["dtype"] if resumed else \
             fast_dtype(torch.device(args.device).type)
         print(f"computing in {args.dtype}", file=sys.stderr)
-    if saved and not (resumed or args.init):
-        if saved["step"] < saved["args"]["steps"]:
-            raise ValueError(f"{before} is at step {saved['step']} of "
-                             f"{saved['args']['steps']}: --resume it first")
-    if resumed:
-        for name, now in settings(args).items():
-            then = saved["args"].get(name)
-            if now != then:
-                raise ValueError(f"{path} has {name} {then}, not {now}")
-        if "optimizer" not in saved:
-            raise ValueError(f"{path} holds weights only: --overwrite it")
+    for name, now in settings(args).items() if resumed else ():
+        if now != saved["args"].get(name):
+            raise ValueError(f"{path} has {name} {saved['args'].get(name)}, "
+                             f"not {now}")
+    if resumed and "optimizer" not in saved:
+        raise ValueError(f"{path} holds weights only: --overwrite it")
     return saved, resumed
 
 def settings(args):
@@ -335,27 +319,25 @@ def settings(args):
             "device", "logger"}
     return {k: v for k, v in vars(args).items() if k not in free}
 
-def settle(preset, args, saved):
-    """The preset's or checkpoint's config, with the flags that have its
-    fields' names; these may not change a checkpoint's."""
-    names = {f.name for f in dataclasses.fields(preset)}
-    flags = {k: tuple(v) if isinstance(v, list) else v
-             for k, v in vars(args).items() if k in names - {"tokenizer"}}
+def config_of(args, saved, preset):
+    """The checkpoint's config, or the preset's as the flags change it."""
     config = type(preset)(**saved["config"]) if saved else preset
-    chosen = dataclasses.replace(config, **flags)
-    if saved and (config, saved["args"]["preset"]) != (chosen, args.preset):
+    flags = {f.name: vars(args)[f.name] for f in dataclasses.fields(config)
+             if f.name in FLAGS and vars(args)[f.name] is not None}
+    changed = dataclasses.replace(config, **flags)
+    if saved and (config, saved["args"]["preset"]) != (changed, args.preset):
         raise ValueError("the checkpoint to start from has another shape")
-    return chosen
+    return changed
 
 def tokenizer_of(args, saved, device):
+    """-> the tokenizer in --out, or the shipped one, and its hash."""
     own = os.path.exists(os.path.join(args.out, "tokenizer.pt"))
     if not own and args.preset != "toy":
         raise ValueError(f"no tokenizer.pt in {args.out}: train --stage 0")
     tokenizer, digest = load_tokenizer(args.out if own else None, device)
-    digests = {saved["tokenizer_hash"]} if saved else set()
-    for folder in args.data.split(",") if args.data != "toy" else ():
-        digests.add(read_meta(folder)["tokenizer_hash"])
-    if digests - {digest}:
+    folders = args.data.split(",") if args.data != "toy" else ()
+    others = [read_meta(folder) for folder in folders] + [saved or {}]
+    if any(x.get("tokenizer_hash", digest) != digest for x in others):
         raise ValueError("--data or the checkpoint to start from is of "
                          "another tokenizer")
     return tokenizer, digest
@@ -406,57 +388,52 @@ def save_atomically(path, checkpoint):
 
 def open_log(args, start):
     """-> log(line). Cuts metrics.jsonl back to where this run starts."""
-    path, kept = os.path.join(args.out, "metrics.jsonl"), []
-    os.makedirs(args.out, exist_ok=True)
+    path, lines = os.path.join(args.out, "metrics.jsonl"), []
     if os.path.exists(path):
         with open(path) as f:  # a kill may have left half a line
-            kept = [line for line in f if line.endswith("\n")]
+            lines = [json.loads(x) for x in f if x.endswith("\n")]
     with open(path + ".tmp", "w") as f:
-        for line in kept:
-            m = json.loads(line)
+        for m in lines:
             if m["stage"] != args.stage or m["step"] < start:
-                f.write(line)
+                f.write(json.dumps(m) + "\n")
     os.replace(path + ".tmp", path)
-    if args.logger == "wandb":
+    if args.logger == "wandb":  # what tensorboard gets, goes there, too
         import wandb
-        wandb.init(project="loong", dir=args.out)
-    elif args.logger == "tensorboard":
+        wandb.init(project="loong", dir=args.out, sync_tensorboard=True)
+    if args.logger:
         from torch.utils.tensorboard import SummaryWriter
         writer = SummaryWriter(args.out)
 
     def log(line):
-        line = {name: x if isinstance(x, int) else float(f"{x:.6g}")
-                for name, x in line.items()}
         with open(path, "a") as f:
             f.write(json.dumps(line) + "\n")
-        if args.logger == "wandb":
-            wandb.log(line)
-        elif args.logger == "tensorboard":
-            for name, x in line.items():
-                writer.add_scalar(f"{args.stage}/{name}", x, line["step"])
+        for name, x in line.items() if args.logger else ():
+            writer.add_scalar(f"{args.stage}/{name}", x, line["step"])
     return log
 
 def mfu(network, clips, video_tokens, seconds):
-    """FLOP/s as a share of the GPU's peak in dense bfloat16."""
-    peaks = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-    gpu, c = torch.cuda.get_device_name(), network.config
-    peak = next((x for name, x in peaks.items() if name in gpu), math.nan)
+    """FLOP/s as a share of an H100's 989 in dense bfloat16."""
+    c = network.config
     length = c.text_len + 3 + video_tokens
     weights = sum(p.numel() for p in network.parameters())
     weights -= c.vocab_size * c.dim  # the embedding multiplies nothing
     attention = c.n_layers * c.dim * length  # causal: half of it
-    return 6 * (weights + attention) * clips * length / seconds / peak
+    return 6 * (weights + attention) * clips * length / seconds / 989e12
+
+# the presets' numbers, all flags but those that the tokenizers decide
+FLAGS = {f.name: f.type for config in (ModelConfig, TokenizerConfig)
+         for f in dataclasses.fields(config)
+         if f.type is not str and f.name not in (
+             "frames", "text_vocab", "video_vocab", "latent_shape")}
 
 def parse():
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0],
-                                argument_default=argparse.SUPPRESS)
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add, cuda = p.add_argument, torch.cuda.is_available()
     add("--stage", type=int, choices=range(4), required=True)
     add("--preset", choices=PRESETS, default="toy")
     add("--out", default="out")
     add("--data", default="toy", help="'toy', or folders of token shards with "
         "commas between (stage 0: a folder of videos and images)")
-    add("--mix", type=float, nargs="+", default=[], help="their shares")
     add("--steps", type=int)
     add("--batch-size", type=int, help="clips of the longest length")
     add("--micro-batch", type=int, help="of these, at once in a process")
@@ -470,35 +447,32 @@ def parse():
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
         help="of autocast; weights stay float32")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
-    add("--checkpoint-activations", action="store_true", default=False)
-    add("--fsdp", action="store_true", default=False)
+    add("--checkpoint-activations", action="store_true")
+    add("--fsdp", action="store_true")
     add("--device", default="cuda" if cuda else "cpu")
     add("--workers", type=int, default=4 if cuda else 0)
     add("--save-every", type=int, default=250)
-    add("--init", default="", help="a checkpoint, or 'none'")
-    add("--resume", action="store_true", default=False)
-    add("--overwrite", action="store_true", default=False)
+    add("--init", metavar="PATH", help="a checkpoint, or 'none'")
+    add("--resume", action="store_true")
+    add("--overwrite", action="store_true")
     add("--seed", type=int, default=0)
-    add("--logger", choices=["tensorboard", "wandb"], default="")
-    # and the presets' numbers, except those that the tokenizers decide
-    fixed = {"frames", "text_vocab", "video_vocab", "latent_shape"}
-    for config in (ModelConfig, TokenizerConfig):
-        for f in dataclasses.fields(config):
-            name = "--" + f.name.replace("_", "-")
-            if f.type is tuple and f.name not in fixed:
-                add(name, type=int, nargs="+")
-            elif f.type in (int, float) and f.name not in fixed:
-                add(name, type=f.type)
+    add("--logger", choices=["tensorboard", "wandb"])
+    for name, kind in FLAGS.items():
+        many = {"nargs": "+", "type": int} if kind is tuple else {"type": kind}
+        add("--" + name.replace("_", "-"), **many)
     args = p.parse_args()
     toy = args.preset == "toy"
     defaults = (TOY if toy else PAPER)[args.stage]
     for name, x in zip(("steps", "batch_size", "lr", "warmup"), defaults):
-        vars(args).setdefault(name, x)
-    vars(args).setdefault("micro_batch", args.batch_size if toy else 1)
+        if vars(args)[name] is None:
+            vars(args)[name] = x
+    if args.micro_batch is None:
+        args.micro_batch = args.batch_size if toy else 1
     if min(args.steps, args.batch_size, args.micro_batch, args.save_every,
            args.image_every + 1, args.seed + 1) < 1:
         raise ValueError("steps and sizes must be at least 1")
     args.warmup = min(args.warmup, args.steps // 2)
+    os.makedirs(args.out, exist_ok=True)
     return args
 
 if __name__ == "__main__":

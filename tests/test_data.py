@@ -82,17 +82,21 @@ def test_read_clip_resamples_by_time(tmp_path):
         read_clip(tmp_path / "b.mp4", 1)
 
 
-def test_folders_are_mixed_in_shares(tiny, tmp_path):
-    for seed in (1, 2):
-        run("tools/prepare.py", "--clips", 4, "--seed", seed, "--ckpt", tiny,
+def test_folders_are_drawn_by_their_clips(tiny, tmp_path):
+    for seed, n in ((1, 9), (2, 3)):
+        run("tools/prepare.py", "--clips", n, "--seed", seed, "--ckpt", tiny,
             "--out", tmp_path / str(seed))
     both = f"{tmp_path / '1'},{tmp_path / '2'}"
-    first = {TokenShards(tmp_path / "1", 17)[i][0].tobytes() for i in range(4)}
-    clips = Clips(both, 0, 3, mix=(3, 1))
+    first = {TokenShards(tmp_path / "1", 17)[i][0].tobytes() for i in range(9)}
+    clips, kept = (Clips(both, 0, 3, validation=v) for v in (False, True))
     share = np.mean([clips[0, i, 65][0].tobytes() in first for i in range(400)])
-    assert 0.68 < share < 0.82
-    with pytest.raises(ValueError, match="--mix has 3"):
-        Clips(both, 0, 3, mix=(1, 2, 3))
+    assert 0.75 < share < 0.88  # 9 of 11: one is kept for validation
+    validation = {kept[0, i, 65][0].tobytes() for i in range(20)}
+    assert len(validation) == 1 and not any(
+        clips[0, i, 65][0].tobytes() in validation for i in range(400))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no clips so long"):
+        Clips(str(tmp_path / "none"), 0, 3)[0, 0, 65]
 
 
 @pytest.mark.parametrize("fps", [24, 30000 / 1001, 60, None])
@@ -177,5 +181,5 @@ def test_a_folder_of_files_for_the_tokenizer(tmp_path):
     singles = [clips[1, i, 1][0] for i in range(12)]
     assert all(x.shape == (1, 64, 64, 3) for x in singles)
     assert any((x == (255, 0, 0)).all() for x in singles)
-    with pytest.raises(ValueError, match="no videos or images"):
-        Clips(str(tmp_path / "none"), seed=0, stage=0)
+    with pytest.raises(ValueError, match="no clips"):
+        Clips(str(tmp_path / "none"), seed=0, stage=0)[0, 0, 65]

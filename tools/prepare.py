@@ -40,8 +40,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import (FPS, IMAGES, SIZE, VIDEOS, TokenShards, ending,  # noqa: E402
-                  read_frames, read_image, to_float, to_uint8, toy_clip,
-                  video_frames)
+                  read_frames, read_image, read_meta, to_float, to_uint8,
+                  toy_clip, video_frames)
 from sample import autocast, fast_dtype  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
 
@@ -345,7 +345,7 @@ def totals(folder):
 def inspect(folder, ckpt, device):
     """Print what a folder of shards holds, and draw contact.png: the first,
     middle and last frame of 16 clips."""
-    shards = TokenShards(folder)
+    meta, shards = read_meta(folder), TokenShards(folder)
     clips, skipped = totals(folder)
     for frames, n in clips.items():
         print(f"{n} clips of {frames} frames, {frames / FPS:.1f} s each, "
@@ -355,7 +355,7 @@ def inspect(folder, ckpt, device):
     for reason, n in reasons.most_common(10):
         print(f"    {n} x {reason}")
     tokenizer, digest = load_tokenizer(ckpt, device)
-    if digest != shards.meta["tokenizer_hash"]:
+    if digest != meta["tokenizer_hash"]:
         raise ValueError(f"{folder} was encoded by another tokenizer: name "
                          "its folder by --ckpt")
     used = np.zeros(tokenizer.config.codebook_size, bool)

@@ -18,7 +18,6 @@ Lanczos, a plain image filter, needs nothing.
 This file knows nothing about tokens; any video will do. Sound is lost.
 """
 import argparse
-import contextlib
 import os
 import sys
 from itertools import islice
@@ -31,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from sample import Writer, check_out, destroys  # noqa: E402
+from sample import check_out, write_video  # noqa: E402
 
 
 def windows(frames, enhance, size=16, overlap=4):
@@ -150,7 +149,7 @@ def parse():
     p = argparse.ArgumentParser(description="Enlarge a video four times.")
     add = p.add_argument
     add("video", metavar="VIDEO")
-    add("--out", metavar="VIDEO", required=True, help=".mp4, .gif or -")
+    add("--out", metavar="VIDEO", required=True, help=".mp4")
     add("--method", choices=["diffusion", "lanczos"], default="diffusion")
     add("--model", default="stabilityai/stable-diffusion-x4-upscaler")
     add("--refine", action="store_true", help="then add fine detail")
@@ -165,9 +164,7 @@ def parse():
     args = p.parse_args()
     if args.steps < 1 or not 0 <= args.seed < 2 ** 63:
         raise ValueError("--steps must be positive and --seed at least 0")
-    check_out(args.out)
-    if destroys(args.out, args.video):
-        raise ValueError(f"--out would overwrite {args.video}")
+    check_out(args.out, args.video)
     return args
 
 
@@ -180,9 +177,8 @@ def main():
     frames = windows(frames, upscale)
     if args.refine:
         frames = windows(frames, refiner(args.refine_models, *how))
-    with contextlib.closing(Writer(args.out, fps)) as writer:
-        for frame in tqdm(frames, total=count or None, unit="frame"):
-            writer.write([frame])
+    frames = tqdm(frames, total=count or None, unit="frame")
+    write_video(args.out, ([frame] for frame in frames), fps)
 
 
 if __name__ == "__main__":
