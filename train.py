@@ -9,19 +9,21 @@
     torchrun --nproc-per-node 8 train.py --stage 3 --preset 7b --fsdp \
         --data shards --out runs/7b
 
-Stages 2 and 3 start from the stage before, 1 to 3 use the tokenizer in --out
-(or the shipped toy's). Sample i of step s is a
-pure function of (seed, stage, s, i): a resumed run continues exactly, and
-the number of processes changes nothing. Into --out go tokenizer.pt,
-stage1.pt ... and metrics.jsonl, one line for each step.
+Stages 2 and 3 start from the stage before; 1 to 3 use the tokenizer in --out,
+or the shipped toy's. Into --out go tokenizer.pt, stage1.pt ... and
+metrics.jsonl, one line per step. Sample i of step s is a pure function of
+(seed, stage, s, i): a resumed run continues exactly, and the number of
+processes changes nothing.
 """
 import argparse
 import dataclasses
 import json
 import math
 import os
+import pathlib
 import sys
 import time
+from collections import Counter
 
 import torch
 import torch.distributed as dist
@@ -102,9 +104,9 @@ def decoder_loss(model, config, text, tokens, captions, args):
     targets = tokens.flatten(1) + config.text_vocab
     prefix = prefix_tokens(config, [text.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
-    K = latent_frames(EARLY) * h * w
-    lambda_ = args.lambda_ if t > latent_frames(EARLY) else 0.0
-    loss, losses = model(fed, targets, K, lambda_)
+    early = latent_frames(EARLY)
+    lambda_ = args.lambda_ if t > early else 0.0
+    loss, losses = model(fed, targets, early * h * w, lambda_)
     by_latent = losses.view(B, t, h * w).mean((0, 2))
     return loss, {"loss": loss.detach(), "losses": by_latent}
 
@@ -179,20 +181,15 @@ def main():
 
     @torch.no_grad()
     def validate():
-        """The mean loss of 8 clips of the longest length."""
-        network.eval()
-        losses = []
-        for i in range(8):
-            clip = collate([validation[0, i, FRAMES[stage]]])
-            logs = loss_of(*clip, step=0)[1]
-            losses.append(logs["losses" if stage else "loss"].mean().item())
-        network.train()
-        return sum(losses) / len(losses)
+        """The mean loss of 8 clips of the longest length, kept for this."""
+        samples = (validation[0, i, FRAMES[stage]] for i in range(8))
+        logs = [loss_of(*collate([sample]), step=0)[1] for sample in samples]
+        name = "losses" if stage else "loss"
+        return torch.stack([x[name] for x in logs]).mean().item()
 
     log = None
     bar = tqdm(total=args.steps, initial=start, desc=NAMES[stage],
                disable=rank > 0, smoothing=0.05)
-    network.train()
     for step in range(start, args.steps):
         began, waited = time.perf_counter(), 0.0
         lr = learning_rate(args, step)
@@ -200,7 +197,7 @@ def main():
             group["lr"] = lr
 
         # the gradient, accumulated over micro-batches
-        micros, totals = micro_batches(args, step, rank, ranks), {}
+        micros, totals = micro_batches(args, step, rank, ranks), Counter()
         n = sum(map(len, micros))
         for i, micro in enumerate(micros):
             asked = time.perf_counter()
@@ -211,7 +208,7 @@ def main():
             loss, logs = loss_of(*batch, step)
             (loss * len(micro) / n).backward()
             for name, x in logs.items():
-                totals[name] = totals.get(name, 0) + x * len(micro) / n
+                totals[name] += x * len(micro) / n
 
         # the optimizer step
         norms = [torch.nn.utils.clip_grad_norm_(p.parameters(), 1.0)
@@ -226,9 +223,9 @@ def main():
             dist.all_reduce(x.div_(ranks))
         if stage:
             losses = totals.pop("losses")
-            totals |= {f"loss_{name}": losses[a:b].mean()
-                       for name, (a, b) in FRAME_RANGES.items()
-                       if a < len(losses)}
+            for name, (a, b) in FRAME_RANGES.items():
+                if a < len(losses):
+                    totals[f"loss_{name}"] = losses[a:b].mean()
         frames, seconds = micro[0][2], time.perf_counter() - began
         tokens = latent_frames(frames) * (size // 8) ** 2  # of a clip
         line = {"stage": stage, "step": step, "frames": frames, "lr": lr,
@@ -257,8 +254,8 @@ def main():
 
 def start_processes(args):
     """-> rank, number of ranks, device. torchrun sets the environment."""
-    rank = int(os.environ.get("RANK", 0))
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    rank, ranks, local = (int(os.environ.get(name, default)) for name, default
+                          in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     device = torch.device(args.device)
     if args.fsdp and (args.stage == 0 or "RANK" not in os.environ):
         raise ValueError("--fsdp is for stages 1 to 3 under torchrun")
@@ -267,7 +264,7 @@ def start_processes(args):
                          f"--batch-size {args.batch_size} equally")
     args.micro_batch = min(args.micro_batch, args.batch_size // ranks)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if ranks > 1 or args.fsdp:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -283,19 +280,18 @@ def shard(network, dtype):
 
 def starting_point(args, path):
     """-> the checkpoint to start from or None, and whether to resume it."""
-    stage, exists = args.stage, os.path.exists(path)
+    exists = os.path.exists(path)
     resumed = exists and args.resume
     if exists and not (args.resume or args.overwrite):
         raise ValueError(f"{path} exists: --resume or --overwrite it")
-    before = os.path.join(args.out, NAMES[stage - 1] + ".pt")
-    source, kind = args.init, "stage" if stage else "tokenizer"
+    before = os.path.join(args.out, NAMES[args.stage - 1] + ".pt")
+    source = args.init or (before if args.stage > 1 else "none")
+    kind = "stage" if args.stage else "tokenizer"
     if resumed:
-        source, kind = path, NAMES[stage]
-    elif not source:
-        source = before if stage > 1 else "none"
-        if stage > 1 and not os.path.exists(before):
-            raise ValueError(f"{before} does not exist: train stage "
-                             f"{stage - 1} first, or use --init none")
+        source, kind = path, NAMES[args.stage]
+    elif source == before and not os.path.exists(before):
+        raise ValueError(f"no {before}: train stage {args.stage - 1} first, "
+                         "or use --init none")
     saved = None if source == "none" else read_checkpoint(source, kind)
     if source == before and saved["step"] < saved["args"]["steps"]:
         raise ValueError(f"{before} is at step {saved['step']} of "
@@ -305,9 +301,9 @@ def starting_point(args, path):
             fast_dtype(torch.device(args.device).type)
         print(f"computing in {args.dtype}", file=sys.stderr)
     for name, now in settings(args).items() if resumed else ():
-        if now != saved["args"].get(name):
-            raise ValueError(f"{path} has {name} {saved['args'].get(name)}, "
-                             f"not {now}")
+        then = saved["args"].get(name)
+        if now != then:
+            raise ValueError(f"{path} has {name} {then}, not {now}")
     if resumed and "optimizer" not in saved:
         raise ValueError(f"{path} holds weights only: --overwrite it")
     return saved, resumed
@@ -322,8 +318,9 @@ def settings(args):
 def config_of(args, saved, preset):
     """The checkpoint's config, or the preset's as the flags change it."""
     config = type(preset)(**saved["config"]) if saved else preset
-    flags = {f.name: vars(args)[f.name] for f in dataclasses.fields(config)
-             if f.name in FLAGS and vars(args)[f.name] is not None}
+    flags = {name: tuple(x) if isinstance(x, list) else x
+             for name, x in vars(args).items()
+             if name in FLAGS and hasattr(config, name) and x is not None}
     changed = dataclasses.replace(config, **flags)
     if saved and (config, saved["args"]["preset"]) != (changed, args.preset):
         raise ValueError("the checkpoint to start from has another shape")
@@ -336,10 +333,10 @@ def tokenizer_of(args, saved, device):
         raise ValueError(f"no tokenizer.pt in {args.out}: train --stage 0")
     tokenizer, digest = load_tokenizer(args.out if own else None, device)
     folders = args.data.split(",") if args.data != "toy" else ()
-    others = [read_meta(folder) for folder in folders] + [saved or {}]
-    if any(x.get("tokenizer_hash", digest) != digest for x in others):
-        raise ValueError("--data or the checkpoint to start from is of "
-                         "another tokenizer")
+    for other in (saved, *map(read_meta, folders)):
+        if other and other["tokenizer_hash"] != digest:
+            raise ValueError("--data or the checkpoint to start from is of "
+                             "another tokenizer")
     return tokenizer, digest
 
 def collate(samples):
@@ -376,14 +373,13 @@ def save(path, args, config, digest, step, network, objective, optimizer):
         save_atomically(path, checkpoint)
 
 def save_atomically(path, checkpoint):
-    """To a file beside it that then takes its place: no crash loses it."""
+    """Write a file beside it, which then takes its place."""
     part = path + ".tmp"
     try:
         torch.save(checkpoint, part)
         os.replace(part, path)
     except (OSError, RuntimeError) as e:  # RuntimeError: the disk is full
-        if os.path.exists(part):
-            os.remove(part)
+        pathlib.Path(part).unlink(missing_ok=True)
         raise ValueError(f"cannot write {path}; it is as before") from e
 
 def open_log(args, start):
@@ -420,20 +416,20 @@ def mfu(network, clips, video_tokens, seconds):
     attention = c.n_layers * c.dim * length  # causal: half of it
     return 6 * (weights + attention) * clips * length / seconds / 989e12
 
-# the presets' numbers, all flags but those that the tokenizers decide
+# the presets' numbers are flags, too, but for those that tokenizers decide
 FLAGS = {f.name: f.type for config in (ModelConfig, TokenizerConfig)
          for f in dataclasses.fields(config)
          if f.type is not str and f.name not in (
              "frames", "text_vocab", "video_vocab", "latent_shape")}
 
 def parse():
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p = argparse.ArgumentParser(description="The four trainings.")
     add, cuda = p.add_argument, torch.cuda.is_available()
     add("--stage", type=int, choices=range(4), required=True)
     add("--preset", choices=PRESETS, default="toy")
-    add("--out", default="out")
-    add("--data", default="toy", help="'toy', or folders of token shards with "
-        "commas between (stage 0: a folder of videos and images)")
+    add("--out", default="out", help="folder")
+    add("--data", default="toy", help="or folders of token shards, with "
+        "commas between; in stage 0 a folder of videos and images")
     add("--steps", type=int)
     add("--batch-size", type=int, help="clips of the longest length")
     add("--micro-batch", type=int, help="of these, at once in a process")
@@ -444,8 +440,7 @@ def parse():
     add("--adversarial-weight", type=float, default=0.01)
     add("--adversarial-start", type=float, default=0.75, help="0 to 1")
     add("--perceptual-weight", type=float, default=0.0)
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
-        help="of autocast; weights stay float32")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     add("--checkpoint-activations", action="store_true")
     add("--fsdp", action="store_true")
