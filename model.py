@@ -1,18 +1,13 @@
 """model.py: tokens -> next token (Sec. 3.1, 3.2, 4.1).
 
-LLaMA's decoder, trained from scratch over one sequence of text and video
-tokens, with causal attention to everything before (Sec. 3.1):
+LLaMA, with Hugging Face's parameter names, trained from scratch on text
+and video tokens as one causal sequence (Sec. 3.1):
 
-    <sot> t1 ... tN <pad>... <eot> <soi> v1 ... vL
-    tokens (B, text_len + 3 + L) int64, of one vocabulary:
-    text ids, then video ids, then 10 special (32000 + 8192 + 10 = 40202)
+    <sot> t1 ... tN <pad>... <eot> <soi> v1 ... vL  (B, text_len + 3 + L)
 
-Text is padded to `text_len`, so v1 has a fixed place and all shapes are
-static. The loss is on video tokens alone, Eq. (1); in stage 3 those of
-the first 17 frames weigh 1 + lambda, Eq. (2).
-
-Parameters are named as Hugging Face's. This file knows nothing about
-pixels, captions or files.
+Ids: 32000 of text, then 8192 of video, then 10 special, 40202 in all. The
+loss is on video tokens alone. This file knows nothing about pixels, captions
+or files.
 """
 import math
 from dataclasses import dataclass
@@ -24,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass
 class ModelConfig:
-    """The defaults are the paper's 700M model on the paper's tokens."""
+    """By default the paper's 700M model; its shape is our choice."""
     dim: int = 1536
     n_layers: int = 20
     n_heads: int = 12
@@ -33,43 +28,38 @@ class ModelConfig:
     rope_theta: float = 10000.0
     text_vocab: int = 32000  # (Sec. 4.1)
     video_vocab: int = 8192  # (Sec. 4.1)
-    text_len: int = 128  # our choice: longer captions are cut
+    text_len: int = 128  # our choice: captions are cut or padded
     text_tokenizer: str = "gpt2"  # a kind of data.TextTokenizer
     tokenizer: str = "paper"  # a preset of tokenizer.py
     latent_shape: tuple = (17, 16, 16)  # t, h, w of the longest clip
-    # defaults for sampling
-    cfg_scale: float = 7.5  # (Sec. 4.1)
-    temperature: float = 1.0
+    cfg_scale: float = 7.5  # of sampling (Sec. 4.1)
+    temperature: float = 1.0  # of sampling, our choice
 
     def __post_init__(self):
-        sizes = (self.dim, self.n_layers, self.n_heads, self.ffn_dim)
+        sizes = self.dim, self.n_layers, self.n_heads, self.ffn_dim
         if min(sizes) < 1 or self.dim % (2 * self.n_heads):
             raise ValueError("sizes must be positive and --dim a multiple "
                              "of twice --n-heads")
 
     @property
-    def vocab_size(self):
-        return self.text_vocab + self.video_vocab + 10
-
-    @property
     def max_len(self):
         return self.text_len + 3 + math.prod(self.latent_shape)
 
-    # Special tokens. <eoi> closes the paper's 4356 = 4352 + 4 tokens, but
-    # nothing is predicted from it, so it is never fed; five are unused.
+    # Special tokens. <eoi>, the last of the paper's 4356, is never fed.
     pad = property(lambda self: self.text_vocab + self.video_vocab)
     sot = property(lambda self: self.pad + 1)
     eot = property(lambda self: self.pad + 2)
     soi = property(lambda self: self.pad + 3)
     eoi = property(lambda self: self.pad + 4)
+    vocab_size = property(lambda self: self.pad + 10)
 
 PRESETS = {
     "toy": ModelConfig(dim=128, n_layers=8, n_heads=4, ffn_dim=344,
                        text_vocab=256, video_vocab=384, text_len=96,
                        text_tokenizer="bytes", tokenizer="toy",
                        latent_shape=(17, 8, 8), rope_theta=100.0,
-                       cfg_scale=1.5, temperature=0.7),  # 1.7 M parameters
-    "700m": ModelConfig(),  # 0.69 B
+                       cfg_scale=1.5, temperature=0.7),
+    "700m": ModelConfig(),
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),
 }
@@ -77,62 +67,55 @@ PRESETS = {
 def prefix_tokens(config, texts):
     """Lists of text ids, [] for no caption -> <sot> text <pad>... <eot>
     <soi>, (B, text_len + 3) int64."""
-    rows = []
+    rows, padding = [], [config.pad] * config.text_len
     for ids in texts:
-        padding = [config.pad] * (config.text_len - len(ids))
-        ids = ids[:config.text_len] + padding
+        ids = (ids + padding)[:config.text_len]
         rows.append([config.sot, *ids, config.eot, config.soi])
-    return torch.tensor(rows, dtype=torch.int64)
-
-# ---------------------------------------------------------------------------
-# the decoder
+    return torch.tensor(rows)
 
 class KVCache:
-    """Keys and values of what was fed, (B, heads, max_len, head_dim) for
-    each layer, for decoding token by token.
-
-    Call `advance(n)` before feeding n tokens: it reserves the next n
-    positions for them. Attention reads the filled positions, rounded up to whole
-    blocks: torch.compile makes one graph for each number of blocks.
-    """
+    """The keys and values of earlier tokens. Attention reads the filled
+    positions, rounded up to one of `blocks` lengths if given, as
+    torch.compile makes a graph for each."""
 
     def __init__(self, config, batch, dtype, device, blocks=None):
         shape = (batch, config.n_heads, config.max_len,
                  config.dim // config.n_heads)
         memory = [torch.zeros(shape, dtype=dtype, device=device)
                   for _ in range(2 * config.n_layers)]
-        for x in memory:  # for CUDA graphs, which write to it in place
+        for x in memory:  # CUDA graphs write to it in place
             torch._dynamo.mark_static_address(x)
         self.k, self.v = memory[::2], memory[1::2]
-        self.max_len, self.length = config.max_len, 0
-        self.block = math.ceil(self.max_len / blocks) if blocks else 1
-        self.all_positions = torch.arange(self.max_len, device=device)
+        self.block = math.ceil(config.max_len / blocks) if blocks else 1
+        self.all_positions = torch.arange(config.max_len, device=device)
         self.rotary = rotary(config, self.all_positions)
+        self.length = 0
 
     def advance(self, n):
-        opened = slice(self.length, self.length + n)
+        """Call before feeding n tokens."""
+        new = slice(self.length, self.length + n)
         self.length += n
-        whole = math.ceil(self.length / self.block) * self.block
-        self.span = min(whole, self.max_len)
-        self.positions = self.all_positions[opened]
-        self.cos, self.sin = (table[opened] for table in self.rotary)
-        seen = self.all_positions[:self.span]
-        self.mask = seen <= self.positions[:, None]  # (n, span)
+        self.span = math.ceil(self.length / self.block) * self.block
+        self.positions = self.all_positions[new]
+        self.cos, self.sin = (table[new] for table in self.rotary)
+        filled = self.all_positions[:self.span]
+        self.future = filled > self.positions[:, None]  # (n, span)
 
     def update(self, layer, k, v):
-        """Keep k, v (B, heads, n, head_dim) at the open positions ->
-        all keys and values so far (B, heads, span, head_dim)."""
-        self.k[layer].index_copy_(2, self.positions, k)
-        self.v[layer].index_copy_(2, self.positions, v)
-        return self.k[layer][:, :, :self.span], self.v[layer][:, :, :self.span]
+        """Add k, v (B, heads, n, head_dim) -> what attention reads,
+        (B, heads, span, head_dim) each."""
+        keys, values = self.k[layer], self.v[layer]
+        keys.index_copy_(2, self.positions, k)
+        values.index_copy_(2, self.positions, v)
+        return keys[:, :, :self.span], values[:, :, :self.span]
 
 def rotary(config, positions):
-    """Cosine and sine of LLaMA's 1D rotary embedding at `positions` (S,),
-    each (S, head_dim) float32."""
+    """LLaMA's rotary embedding of positions (S,): cosine and sine, each
+    (S, head_dim) float32."""
     half = config.dim // config.n_heads // 2
     exponent = torch.arange(half, device=positions.device) / half
     angle = positions[:, None] * config.rope_theta ** -exponent
-    angle = torch.cat([angle, angle], dim=1)
+    angle = angle.repeat(1, 2)
     return angle.cos(), angle.sin()
 
 def rotate(x, cos, sin):
@@ -150,24 +133,21 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x, cos, sin, cache, layer):
-        B, S, D = x.shape
-        split = (B, S, self.n_heads, D // self.n_heads)
-        q = self.q_proj(x).view(split).transpose(1, 2)  # (B, heads, S, head_dim)
+        split = (*x.shape[:2], self.n_heads, -1)  # B, S, heads, head_dim
+        q = self.q_proj(x).view(split).transpose(1, 2)
         k = self.k_proj(x).view(split).transpose(1, 2)
         v = self.v_proj(x).view(split).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is None:
             x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # the same by its definition, which is faster for few queries
+        else:  # the same by its definition: faster for few queries
             k, v = cache.update(layer, k, v)
-            scores = (q @ k.mT).float() / math.sqrt(D // self.n_heads)
-            scores = scores.masked_fill(~cache.mask, -math.inf)
+            scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
+            scores = scores.masked_fill(cache.future, -math.inf)
             x = scores.softmax(-1).to(v.dtype) @ v
-        return self.o_proj(x.transpose(1, 2).reshape(B, S, D))
+        return self.o_proj(x.transpose(1, 2).flatten(2))
 
-class MLP(nn.Module):
-    """SwiGLU."""
-
+class MLP(nn.Module):  # SwiGLU
     def __init__(self, config):
         super().__init__()
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
@@ -191,8 +171,6 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 class Transformer(nn.Module):
-    """tokens (B, S) -> states (B, S, dim): all but the head."""
-
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -203,6 +181,7 @@ class Transformer(nn.Module):
         self.checkpoint_activations = False  # see train.py
 
     def forward(self, tokens, cache=None):
+        """tokens (B, S) -> states (B, S, dim)"""
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
             cos, sin = rotary(self.config, positions)
@@ -210,18 +189,13 @@ class Transformer(nn.Module):
             cos, sin = cache.cos, cache.sin
         x = self.embed_tokens(tokens)
         for i, layer in enumerate(self.layers):
-            if cache is not None:
-                x = layer(x, cos, sin, cache, i)
-            elif self.checkpoint_activations and self.training:
-                x = checkpoint(layer, x, cos, sin, use_reentrant=False,
-                               preserve_rng_state=False)
+            if self.checkpoint_activations:
+                x = checkpoint(layer, x, cos, sin, use_reentrant=False)
             else:
-                x = layer(x, cos, sin)
+                x = layer(x, cos, sin, cache, i)
         return self.norm(x)
 
 class Llama(nn.Module):
-    """The whole language model."""
-
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -231,48 +205,38 @@ class Llama(nn.Module):
         for name, p in self.named_parameters():
             if p.ndim == 2:  # our choice; outputs are smaller, as in GPT-2
                 std = config.dim ** -0.5
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                if "o_proj" in name or "down_proj" in name:
                     std /= math.sqrt(2 * config.n_layers)
                 nn.init.normal_(p, std=std)
 
     def forward(self, tokens, targets=None, early_tokens=0, lambda_=0.0):
-        """tokens (B, S) int64 -> logits (B, S, vocab_size).
-
-        With targets (B, L), the ids of v1 ... vL where tokens end with
-        <soi> v1 ... v(L-1): `weighted_loss` and the loss of each token.
-        """
-        states = self.model(tokens)
+        """tokens (B, S) int64 -> logits (B, S, vocab_size). With targets
+        (B, L), v1 ... vL where tokens end with <soi> v1 ... v(L-1): what
+        `weighted_loss` returns."""
+        x = self.model(tokens)
         if targets is None:
-            return self.lm_head(states)
-        states = states[:, -targets.shape[1]:]
-        return self.loss(states, self.lm_head.weight, targets, early_tokens,
-                         lambda_)
+            return self.lm_head(x)
+        x = x[:, -targets.shape[1]:]
+        head = self.lm_head.weight
+        return self.loss(x, head, targets, early_tokens, lambda_)
 
     def next_logits(self, tokens, cache):
-        """Feed tokens (B, n) at the positions that cache.advance(n) opened
-        -> the last one's logits over video codes, (B, video_vocab) float32.
-        Only sampling restricts the head to them; the loss does not.
-        """
-        first = self.config.text_vocab
-        head = self.lm_head.weight[first:first + self.config.video_vocab]
+        """Feed tokens (B, n) after cache.advance(n) -> logits of the next
+        video code, (B, video_vocab) float32. (The loss is over all ids.)"""
+        c = self.config
+        head = self.lm_head.weight[c.text_vocab:c.pad]
         return F.linear(self.model(tokens, cache)[:, -1], head).float()
 
-# ---------------------------------------------------------------------------
-# the loss
-
 def token_losses(states, head, targets):
-    """Eq. (1), token by token: -log p(v_i | v_<i, t), the softmax over the
-    whole vocabulary. states (B, L, dim), head (vocab_size, dim), targets
-    (B, L) int64 -> (B, L) float32."""
+    """The terms of Eq. (1): states (B, L, dim), head (vocab_size, dim) and
+    targets (B, L) int64 -> -log p(v_i | v_<i, t), (B, L) float32."""
     logits = F.linear(states, head).flatten(0, 1).float()
     losses = F.cross_entropy(logits, targets.flatten(), reduction="none")
     return losses.view(targets.shape)
 
 def weighted_loss(states, head, targets, early_tokens, lambda_):
     """Eq. (2) / L, mean over the batch, and the unweighted losses (B, L).
-
-    early_tokens: K, the tokens of the first 17 frames. lambda_ 0 is Eq. (1).
-    """
+    early_tokens is K (17 frames); lambda_ 0 gives Eq. (1)."""
     losses = token_losses(states, head, targets)
     early, late = losses[:, :early_tokens], losses[:, early_tokens:]
     loss = (1 + lambda_) * early.sum(1) + late.sum(1)  # Eq. (2)
@@ -282,9 +246,9 @@ def weighted_loss(states, head, targets, early_tokens, lambda_):
 # plumbing
 
 def load_decoder(saved, device="cpu"):
-    """The decoder of a checkpoint (what `read_checkpoint` returns), ready to
-    sample: bfloat16, or float32 on a CPU."""
-    with torch.device("meta"):  # the weights come from the checkpoint
+    """The decoder of a checkpoint (from `read_checkpoint`), ready to sample:
+    bfloat16, or float32 on a CPU."""
+    with torch.device("meta"):  # no random weights
         model = Llama(ModelConfig(**saved["config"]))
     model.load_state_dict(saved["weights"], assign=True)
     cpu = torch.device(device).type == "cpu"

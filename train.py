@@ -89,15 +89,13 @@ def parameter_groups(network):
     for name, p in network.named_parameters():
         table = name.endswith(("codebook", "embed_tokens.weight"))
         (decay if p.ndim == 2 and not table else rest).append(p)
-    groups = [{"params": decay, "weight_decay": 0.1},
-              {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [{"params": decay, "weight_decay": 0.1},
+            {"params": rest, "weight_decay": 0.0}]
 
-def decoder_loss(model, config, text, tokens, captions, args):
+def decoder_loss(model, config, text, tokens, captions, lambda_):
     """Eq. (1) of images and short clips, Eq. (2) of long ones.
 
-    tokens (B, t, h, w) int64 -> loss (scalar), and what to log: it and the
-    unweighted losses of the latent frames (t,).
+    tokens (B, t, h, w) int64 -> loss, and what to log: {name: scalar}
     """
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
@@ -105,10 +103,12 @@ def decoder_loss(model, config, text, tokens, captions, args):
     prefix = prefix_tokens(config, [text.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
     early = latent_frames(EARLY)
-    lambda_ = args.lambda_ if t > early else 0.0
-    loss, losses = model(fed, targets, early * h * w, lambda_)
-    by_latent = losses.view(B, t, h * w).mean((0, 2))
-    return loss, {"loss": loss.detach(), "losses": by_latent}
+    loss, losses = model(fed, targets, early * h * w,
+                         lambda_ if t > early else 0.0)
+    losses = losses.view(B, t, h * w)
+    return loss, {"loss": loss.detach(), "unweighted_loss": losses.mean(),
+                  **{f"loss_{name}": losses[:, a:b].mean()
+                     for name, (a, b) in FRAME_RANGES.items() if a < t}}
 
 # ---------------------------------------------------------------------------
 # the training loop
@@ -165,11 +165,11 @@ def main():
                for keys in micro_batches(args, step, rank, ranks))
     loader = iter(torch.utils.data.DataLoader(
         clips, batch_sampler=batches, collate_fn=collate,
-        num_workers=args.workers, pin_memory=device.type == "cuda"))
+        num_workers=args.workers))
 
     def loss_of(x, captions, step):
         """A micro-batch -> the loss, and what to log, {name: tensor}."""
-        x = x.to(device, non_blocking=True)
+        x = x.to(device)
         with autocast(device, args.dtype):
             if stage == 0:
                 adversarial = step >= args.adversarial_start * args.steps
@@ -177,20 +177,21 @@ def main():
             if x.dtype == torch.uint8:  # video, drawn just now
                 with torch.no_grad():
                     x = tokenizer.encode(to_float(x))
-            return decoder_loss(model, config, text, x, captions, args)
+            return decoder_loss(model, config, text, x, captions,
+                                args.lambda_)
 
     @torch.no_grad()
     def validate():
         """The mean loss of 8 clips of the longest length, kept for this."""
         samples = (validation[0, i, FRAMES[stage]] for i in range(8))
         logs = [loss_of(*collate([sample]), step=0)[1] for sample in samples]
-        name = "losses" if stage else "loss"
-        return torch.stack([x[name] for x in logs]).mean().item()
+        return sum(x.get("unweighted_loss", x["loss"]).item()
+                   for x in logs) / 8
 
     log = None
-    bar = tqdm(total=args.steps, initial=start, desc=NAMES[stage],
-               disable=rank > 0, smoothing=0.05)
-    for step in range(start, args.steps):
+    bar = tqdm(range(start, args.steps), NAMES[stage], args.steps,
+               initial=start, disable=rank > 0, smoothing=0.05)
+    for step in bar:
         began, waited = time.perf_counter(), 0.0
         lr = learning_rate(args, step)
         for group in optimizer.param_groups:
@@ -221,19 +222,12 @@ def main():
         # what happened
         for x in totals.values() if ranks > 1 else ():
             dist.all_reduce(x.div_(ranks))
-        if stage:
-            losses = totals.pop("losses")
-            for name, (a, b) in FRAME_RANGES.items():
-                if a < len(losses):
-                    totals[f"loss_{name}"] = losses[a:b].mean()
         frames, seconds = micro[0][2], time.perf_counter() - began
-        tokens = latent_frames(frames) * (size // 8) ** 2  # of a clip
+        tokens = n * ranks * latent_frames(frames) * (size // 8) ** 2
         line = {"stage": stage, "step": step, "frames": frames, "lr": lr,
                 **{name: x.item() for name, x in totals.items()},
                 "grad_norm": float(norms[0]), "data_wait": waited / seconds,
-                "tokens_per_s": n * ranks * tokens / seconds}
-        if stage and device.type == "cuda":
-            line["mfu"] = mfu(network, n, tokens, seconds)
+                "tokens_per_s": tokens / seconds}
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
         if saving:
             line["val_loss"] = validate()
@@ -241,7 +235,6 @@ def main():
             log = log or open_log(args, start)
             log(line)
         bar.set_postfix(loss=line["loss"], frames=frames)
-        bar.update()
         if saving:
             save(path, args, config, digest, step + 1, network, objective,
                  optimizer)
@@ -254,21 +247,20 @@ def main():
 
 def start_processes(args):
     """-> rank, number of ranks, device. torchrun sets the environment."""
-    rank, ranks, local = (int(os.environ.get(name, default)) for name, default
-                          in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    device = torch.device(args.device)
+    rank = int(os.environ.get("RANK", 0))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
     if args.fsdp and (args.stage == 0 or "RANK" not in os.environ):
         raise ValueError("--fsdp is for stages 1 to 3 under torchrun")
     if args.batch_size % ranks:
         raise ValueError(f"{ranks} processes cannot share "
                          f"--batch-size {args.batch_size} equally")
     args.micro_batch = min(args.micro_batch, args.batch_size // ranks)
-    if device.type == "cuda":
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
+    if args.device == "cuda" and ranks > 1:
+        args.device = "cuda:" + os.environ["LOCAL_RANK"]
+        torch.cuda.set_device(args.device)
     if ranks > 1 or args.fsdp:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return rank, ranks, device
+        dist.init_process_group()  # gloo on a CPU, NCCL on GPUs
+    return rank, ranks, torch.device(args.device)
 
 def shard(network, dtype):
     """FSDP2: every rank keeps a slice of all weights, gradients and moments
@@ -310,9 +302,8 @@ def starting_point(args, path):
 
 def settings(args):
     """What a resumed run must have in common with what it resumes."""
-    free = {"out", "init", "resume", "overwrite", "micro_batch", "compile",
-            "workers", "save_every", "checkpoint_activations", "fsdp",
-            "device", "logger"}
+    free = ("out init resume overwrite micro_batch compile workers device "
+            "save_every checkpoint_activations fsdp logger").split()
     return {k: v for k, v in vars(args).items() if k not in free}
 
 def config_of(args, saved, preset):
@@ -329,9 +320,8 @@ def config_of(args, saved, preset):
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
     own = os.path.exists(os.path.join(args.out, "tokenizer.pt"))
-    if not own and args.preset != "toy":
-        raise ValueError(f"no tokenizer.pt in {args.out}: train --stage 0")
-    tokenizer, digest = load_tokenizer(args.out if own else None, device)
+    shipped = args.preset == "toy" and not own
+    tokenizer, digest = load_tokenizer(None if shipped else args.out, device)
     folders = args.data.split(",") if args.data != "toy" else ()
     for other in (saved, *map(read_meta, folders)):
         if other and other["tokenizer_hash"] != digest:
@@ -406,15 +396,6 @@ def open_log(args, start):
         for name, x in line.items() if args.logger else ():
             writer.add_scalar(f"{args.stage}/{name}", x, line["step"])
     return log
-
-def mfu(network, clips, video_tokens, seconds):
-    """FLOP/s as a share of an H100's 989 in dense bfloat16."""
-    c = network.config
-    length = c.text_len + 3 + video_tokens
-    weights = sum(p.numel() for p in network.parameters())
-    weights -= c.vocab_size * c.dim  # the embedding multiplies nothing
-    attention = c.n_layers * c.dim * length  # causal: half of it
-    return 6 * (weights + attention) * clips * length / seconds / 989e12
 
 # the presets' numbers are flags, too, but for those that tokenizers decide
 FLAGS = {f.name: f.type for config in (ModelConfig, TokenizerConfig)
