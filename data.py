@@ -4,14 +4,14 @@
     clips         uint8 (T, H, W, 3), T = 1 + 4k frames at 6.5 frames/s, drawn
                   by the toy world or read from video files
     token shards  clips encoded once, by tools/prepare.py: (N, t, h, w),
-                  t = 1 + k. The tokenizer is causal, so the first 1 or 5
-                  latent frames of a row are the tokens of its first 1 or 17
-                  frames, and one shard serves all stages of training.
+                  t = 1 + k. The first 1 or 5 latent frames are the tokens of
+                  the first 1 or 17 frames, so one shard serves all stages.
     samples       a pure function of (seed, stage, step, i) (`Clips`)
 
 This file knows nothing about networks.
 """
 import contextlib
+import glob
 import itertools
 import json
 import os
@@ -28,7 +28,7 @@ FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
 def latent_frames(frames):
     """How many latent frames hold these frames: 1, 17, 65 -> 1, 5, 17. The
-    first frame has its own, the others share one by four, rounded up."""
+    first frame has its own, every four others share one."""
     return 1 + (frames + 2) // 4
 
 def video_frames(latents):
@@ -151,8 +151,7 @@ IMAGES = {"png", "jpg", "jpeg", "webp"}
 
 def read_frames(file, fps=FPS, size=128):
     """Yield the square centre of what a video shows at 0, 1/fps, 2/fps ...
-    seconds, uint8 (size, size, 3). file: a path or a binary file. If it is
-    no video, ffmpeg raises nearly anything."""
+    seconds, uint8 (size, size, 3). file: a path or a binary file."""
     with av.open(file) as film:
         stream, graph = film.streams.video[0], av.filter.Graph()
         graph.link_nodes(
@@ -171,13 +170,13 @@ def read_frames(file, fps=FPS, size=128):
                     yield np.rot90(graph.pull().to_ndarray(), turned)
 
 def read_clip(path, n_frames, fps=FPS, size=128, last=False):
-    """The first frames of a video file, or its last: uint8 (n_frames, size,
-    size, 3). Raises ValueError if there are fewer."""
+    """The first or last frames of a video file, uint8 (n_frames, size, size,
+    3). Raises ValueError if there are fewer."""
     try:
         frames = read_frames(str(path), fps, size)
         clip = deque(frames if last else itertools.islice(frames, n_frames),
                      n_frames)
-    except Exception as e:
+    except Exception as e:  # ffmpeg raises nearly anything
         raise ValueError(f"{path} is not a readable video") from e
     if len(clip) < n_frames:
         raise ValueError(f"{path} is too short for {n_frames} frames")
@@ -189,7 +188,7 @@ def read_image(file, size=128):
     picture = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture).convert("RGB")
-    return np.asarray(ImageOps.fit(picture, (size, size)))[None]
+    return np.array(ImageOps.fit(picture, (size, size)))[None]
 
 def to_float(video):
     """uint8 (..., T, H, W, 3) -> float (..., 3, T, H, W) in [-1, 1]."""
@@ -206,8 +205,8 @@ def to_uint8(video):
 # latent frames with PART.t17.captions.jsonl, and PART.json once all is there
 
 def read_meta(folder):
-    """What describes the clips of a folder of shards and their tokenizer.
-    Raises ValueError if there are no shards."""
+    """What describes the clips and the tokenizer of a folder of shards.
+    Raises ValueError if there are none."""
     try:
         with open(os.path.join(folder, "meta.json")) as f:
             return json.load(f)
@@ -215,22 +214,21 @@ def read_meta(folder):
         raise ValueError(f"{folder} holds no token shards") from e
 
 class TokenShards:
-    """The clips in folders of shards, with commas between, that have at
+    """The clips of folders of shards, with commas between, that have at
     least `latents` latent frames, cut to that length; None: all, whole.
     shards[i] -> (tokens int64 (latents, h, w), caption)."""
 
     def __init__(self, folders, latents=None):
         self.latents, self.files = latents, []
-        for folder in str(folders).split(","):
-            names = sorted(os.listdir(folder))
-            for name in (n for n in names if n.endswith(".tokens.npy")):
-                part, kind = name.split(".")[:2]
-                long = int(kind[1:]) >= (latents or 1)
-                if long and f"{part}.json" in names:
-                    path = os.path.join(folder, f"{part}.{kind}")
-                    with open(path + ".captions.jsonl", "rb") as f:
-                        ends = np.cumsum([len(line) for line in f])
-                    self.files.append((path, ends))
+        paths = [path for folder in str(folders).split(",")
+                 for path in sorted(glob.glob(f"{folder}/*.tokens.npy"))]
+        for path in paths:
+            stem, kind = path.removesuffix(".tokens.npy").rsplit(".t", 1)
+            if int(kind) >= (latents or 1) and os.path.exists(stem + ".json"):
+                path = f"{stem}.t{kind}"
+                with open(path + ".captions.jsonl", "rb") as f:
+                    ends = np.cumsum([len(line) for line in f])
+                self.files.append((path, ends))
         self.counts = np.cumsum([len(ends) for _, ends in self.files])
 
     def __len__(self):

@@ -8,15 +8,14 @@ the top k of the guided distribution (k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
     guided = uncond + scale * (cond - uncond)
     next   ~ softmax(top_k(guided / temperature))
 
-To go on, the clip is decoded, its last 5 frames are encoded anew (2 latent
-frames, now with the tokens that the *start* of a clip has) and the model
-writes the other 15 latent frames: 60 new frames. So a minute is 390 frames
-in 7 clips, and an .mp4 of any length needs the same memory.
-
+To go on, the clip is decoded, its last 5 frames are encoded anew as 2 latent
+frames, now with the tokens that the *start* of a clip has, and the model
+writes the other 15: 60 new frames. So a minute is 390 frames in 7 clips.
 This file knows nothing about training.
 """
 import argparse
 import functools
+import itertools
 import math
 import os
 import sys
@@ -57,43 +56,42 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
     """Write the next n video tokens of each row -> codes (B, n) int64.
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
-    generator: one torch.Generator for each row, on the model's device, so
-    that no row depends on its neighbours. Guidance pairs every row with
-    the empty caption, in one batch of 2B; cfg_scale 1 is no guidance.
-    compiled: torch.compile each step. cache: an earlier call's, if any.
+    generator: one torch.Generator per row, on the model's device. Guidance
+    pairs every row with the empty caption, in one batch of 2B; cfg_scale 1
+    is no guidance. cache: an earlier call's, of `cache_for`.
     """
     config, device = model.config, prefix.device
     k = min(top_k, config.video_vocab)
-    noise = [torch.empty(n, k, device=device).exponential_(generator=g)
-             for g in generator]
-    noise = torch.stack(noise, 1)  # (n, B, k)
+    noise = torch.stack([  # (n, B, k)
+        torch.empty(n, k, device=device).exponential_(generator=g)
+        for g in generator], 1)
     guided = cfg_scale != 1
     if guided:
         empty = prefix.clone()
         empty[:, :config.text_len + 3] = prefix_tokens(config, [[]])
         prefix = torch.cat([prefix, empty])
-    cache = cache or cache_for(model, len(generator), cfg_scale, compiled)
+    cache = cache or cache_for(model, len(prefix), compiled)
     cache.length = 0
     scale, temperature = torch.tensor([cfg_scale, temperature], device=device)
     tokens, codes = prefix, []
     for i in trange(n, unit="token", leave=False, disable=quiet):
         cache.advance(tokens.shape[1])
-        # the prefix is long, so its step is another shape: not compiled
+        # the long prefix has another shape: not compiled
         step = compiled_next_codes() if compiled and i else next_codes
         code = step(model, tokens, cache, scale, temperature, noise[i])
         codes.append(code.clone())  # a CUDA graph will write there again
         tokens = (code + config.text_vocab).repeat(1 + guided, 1)
     return torch.cat(codes, 1)
 
-def cache_for(model, rows, cfg_scale, compiled=False):
-    rows, head = rows * (1 if cfg_scale == 1 else 2), model.lm_head.weight
+def cache_for(model, rows, compiled=False):
+    head = model.lm_head.weight
     return KVCache(model.config, rows, head.dtype, head.device,
                    blocks=4 if compiled else None)
 
 @functools.cache
 def compiled_next_codes():
-    """`next_codes` compiled: a CUDA graph on a GPU; on a CPU one C++ function
-    for which the weights are put into a faster layout (freezing)."""
+    """`next_codes` compiled: a CUDA graph on a GPU, C++ on a CPU, with the
+    weights in a faster layout (freezing)."""
     gpu = torch.cuda.is_available()
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.freezing = not gpu
@@ -106,8 +104,8 @@ def compiled_next_codes():
 
 def generate(model, tokenizer, text, prompt, seconds=10, cfg_scale=None,
              top_k=50, temperature=None, seed=0, reencode=True, **options):
-    """Yield one video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60
-    at a time, round(6.5 * seconds) in all. See `generate_batch`."""
+    """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60 at
+    a time, round(6.5 * seconds) in all. See `generate_batch`."""
     for clips in generate_batch(model, tokenizer, text, [prompt], seconds,
                                 cfg_scale, top_k, temperature, [seed],
                                 reencode, **options):
@@ -119,9 +117,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
                    reencode=True, start=None, compiled=False, quiet=True):
     """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3).
 
-    prompts: strings, or scenes [(second, string), ...], see `scene_at`.
-    cfg_scale, temperature: None is the preset's. seeds: one per prompt.
-    start: 5 frames to go on from, uint8 (5, H, W, 3), not yielded again.
+    prompts: strings or scenes, see `scene_at`. cfg_scale, temperature: by
+    default the preset's. start: 5 frames to go on from, uint8 (5, H, W, 3).
     reencode=False goes on from the old tokens of the last 2 latent frames
     (Fig. 6), which were made with all earlier frames as context.
     """
@@ -132,7 +129,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
     B, temperature = len(prompts), temperature or config.temperature
     generators = [torch.Generator(device).manual_seed(seed)
                   for seed in seeds or range(B)]
-    cache = cache_for(model, B, cfg_scale, compiled)
+    cache = cache_for(model, B if cfg_scale == 1 else 2 * B, compiled)
     context = None if start is None else np.stack([start] * B)
     tokens, made, total = None, 0, round(FPS * seconds)
     while made < total:
@@ -162,8 +159,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
         made += frames - overlap
 
 def scene_at(prompt, second):
-    """What a clip that begins at `second` shows: the last scene that begins
-    before its middle (4.6 s on: 60 frames last 9.2 s)."""
+    """The prompt of a clip that begins at `second`. Of scenes [(second,
+    string), ...] the last that begins before its middle, 4.6 s later."""
     if isinstance(prompt, str):
         return prompt
     return [words for begin, words in prompt if begin <= second + 4.6][-1]
@@ -174,18 +171,17 @@ def scene_at(prompt, second):
 def load(path=None, device="cpu"):
     """A trained model: (Llama, VideoTokenizer, TextTokenizer).
 
-    path: a folder, of which the latest stage is taken, or a stageN.pt; None
-    for the shipped toy, whose tokenizer also serves folders without one.
-    Raises ValueError if decoder and tokenizer do not belong together.
+    path: a stageN.pt, or a folder, for its latest stage; None: the shipped
+    toy, whose tokenizer also serves folders without one. Raises ValueError
+    if decoder and tokenizer do not belong together.
     """
     path = path or SHIPPED
     if os.path.isdir(path):
         stages = [os.path.join(path, f"stage{i}.pt") for i in (3, 2, 1)]
         path = next(filter(os.path.exists, stages), stages[0])
-    saved = read_checkpoint(path, "stage")
-    folder = os.path.dirname(path) or "."
+    saved, folder = read_checkpoint(path, "stage"), os.path.dirname(path)
     own = os.path.exists(os.path.join(folder, "tokenizer.pt"))
-    tokenizer, digest = load_tokenizer(folder if own else None, device)
+    tokenizer, digest = load_tokenizer(folder or "." if own else None, device)
     if saved["tokenizer_hash"] != digest:
         raise ValueError(f"{path} was trained on another tokenizer's tokens")
     model = load_decoder(saved, device)
@@ -193,8 +189,8 @@ def load(path=None, device="cpu"):
 
 @functools.cache
 def fast_dtype(device_type):
-    """The faster of "bfloat16" and "float32". On a CPU, where that is often
-    float32, some milliseconds of matrix products in both decide."""
+    """The faster of "bfloat16" and "float32": on many CPUs, as timing a
+    product of matrices tells, that is float32."""
     if device_type != "cpu":
         return "bfloat16"
     seconds = {}
@@ -206,13 +202,12 @@ def fast_dtype(device_type):
 def autocast(device, dtype=None):
     """Compute in `dtype`, by default in the faster one."""
     dtype = dtype or fast_dtype(device.type)
-    return torch.autocast(device.type, torch.bfloat16,
-                          enabled=dtype == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16")
 
 def set_threads(model):
-    """One thread for a small model on a CPU: its operations are so short
-    that more gain little, and beside a busy process each of them waits for
-    a thread that is not running. OMP_NUM_THREADS overrules."""
+    """One thread for a small model on a CPU, unless OMP_NUM_THREADS is set:
+    more gain little where operations are short, and beside a busy process
+    each waits for a thread that is not running."""
     small = sum(p.numel() for p in model.parameters()) < 20e6
     if small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
@@ -226,11 +221,12 @@ def write_video(path, clips, fps=FPS):
                "flush_packets": "1"}
     try:
         with av.open(part, "w", options=options) as file:
-            # zerolatency: x264 would keep the last seconds to itself
+            # or x264 would keep the last seconds to itself
+            at_once = {"tune": "zerolatency"}
             stream = file.add_stream("libx264", Fraction(fps),
-                                     options={"tune": "zerolatency"})
-            stream.pix_fmt, stream.thread_count = "yuv420p", 1
-            for frame in (frame for clip in clips for frame in clip):
+                                     options=at_once, pix_fmt="yuv420p",
+                                     thread_count=1)
+            for frame in itertools.chain.from_iterable(clips):
                 if not written:
                     stream.height, stream.width = frame.shape[:2]
                 picture = av.VideoFrame.from_ndarray(frame, "rgb24")
@@ -248,30 +244,29 @@ def part_of(path):
     return os.path.splitext(path)[0] + ".part.mp4"
 
 def check_out(path, source=None):
-    """Before any work: whether `write_video` could write to path, and would
-    not write over the video `source`."""
+    """Before any work: whether `write_video` can write to path and keeps the
+    video `source`."""
+    folder, written = os.path.dirname(path) or ".", (path, part_of(path))
     if not path.endswith(".mp4"):
         raise ValueError("--out must end in .mp4")
-    if not os.access(os.path.dirname(path) or ".", os.W_OK) \
-            or os.path.isdir(path):
+    if not os.access(folder, os.W_OK) or os.path.isdir(path):
         raise ValueError(f"cannot write {path}")
-    if source and any(os.path.exists(p) and os.path.samefile(p, source)
-                      for p in (path, part_of(path))):
+    if source and os.path.realpath(source) in map(os.path.realpath, written):
         raise ValueError(f"--out would replace {source}")
 
 def parse():
     p = argparse.ArgumentParser(description="A prompt -> a video.")
     add, cuda = p.add_argument, torch.cuda.is_available()
-    add("--prompt", default="", help="what to show; by default anything")
+    add("--prompt", default="", help="by default, anything is shown")
     add("--at", nargs=2, action="append", default=[],
         metavar=("SECOND", "PROMPT"), help="another prompt from then on")
     add("--continue-from", metavar="VIDEO", help="go on from its end")
-    add("--ckpt", help="folder or stageN.pt (default: the shipped toy)")
+    add("--ckpt", help="folder or stageN.pt; by default the shipped toy")
     add("--seconds", type=float, default=10)
     add("--out", default="sample.mp4", metavar="VIDEO.mp4")
-    add("--cfg-scale", type=float, help="guidance (default: the preset's)")
+    add("--cfg-scale", type=float, help="guidance")
     add("--top-k", type=int, default=50)
-    add("--temperature", type=float, help="default: the preset's")
+    add("--temperature", type=float)
     add("--seed", type=int, default=0)
     add("--no-reencode", action="store_true", help="see Fig. 6")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
@@ -282,7 +277,7 @@ def parse():
         raise ValueError("--top-k, --seconds and --temperature must be "
                          "positive")
     if not math.isfinite(args.cfg_scale or 0) or args.seed < 0:
-        raise ValueError("--cfg-scale must be finite and --seed at least 0")
+        raise ValueError("--cfg-scale must be finite, --seed at least 0")
     later = sorted((float(second), prompt) for second, prompt in args.at)
     if not all(0 < second < args.seconds for second, _ in later):
         raise ValueError("--at needs a second inside the video")

@@ -173,7 +173,7 @@ def decode(config, steps, rounds):
     pair = prefix.repeat(2, 1)
 
     def write(compiled):
-        cache = cache_for(ours, 1, 7.5, compiled)
+        cache = cache_for(ours, 2, compiled)
         return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0,
                                        [torch.Generator(DEVICE)], compiled, cache=cache)
 
