@@ -221,7 +221,7 @@ class TokenShards:
     def __init__(self, folders, latents=None):
         self.latents, self.files = latents, []
         paths = [path for folder in str(folders).split(",")
-                 for path in sorted(glob.glob(f"{folder}/*.tokens.npy"))]
+                 for path in sorted(glob.glob(glob.escape(folder) + "/*.npy"))]
         for path in paths:
             stem, kind = path.removesuffix(".tokens.npy").rsplit(".t", 1)
             if int(kind) >= (latents or 1) and os.path.exists(stem + ".json"):

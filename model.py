@@ -75,19 +75,19 @@ def prefix_tokens(config, texts):
 
 class KVCache:
     """The keys and values of earlier tokens. Attention reads the filled
-    positions, rounded up to one of `blocks` lengths if given, as
-    torch.compile makes a graph for each."""
+    positions; if compiled, these rounded up to whole quarters, as
+    torch.compile makes a graph for each length."""
 
-    def __init__(self, config, batch, dtype, device, blocks=None):
+    def __init__(self, model, batch, compiled=False):
+        config, like = model.config, model.lm_head.weight
         shape = (batch, config.n_heads, config.max_len,
                  config.dim // config.n_heads)
-        memory = [torch.zeros(shape, dtype=dtype, device=device)
-                  for _ in range(2 * config.n_layers)]
+        memory = [like.new_zeros(shape) for _ in range(2 * config.n_layers)]
         for x in memory:  # CUDA graphs write to it in place
             torch._dynamo.mark_static_address(x)
         self.k, self.v = memory[::2], memory[1::2]
-        self.block = math.ceil(config.max_len / blocks) if blocks else 1
-        self.all_positions = torch.arange(config.max_len, device=device)
+        self.block = math.ceil(config.max_len / 4) if compiled else 1
+        self.all_positions = torch.arange(config.max_len, device=like.device)
         self.rotary = rotary(config, self.all_positions)
         self.length = 0
 

@@ -58,7 +58,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
     generator: one torch.Generator per row, on the model's device. Guidance
     pairs every row with the empty caption, in one batch of 2B; cfg_scale 1
-    is no guidance. cache: an earlier call's, of `cache_for`.
+    is no guidance. cache: an earlier call's, to be used again.
     """
     config, device = model.config, prefix.device
     k = min(top_k, config.video_vocab)
@@ -70,7 +70,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
         empty = prefix.clone()
         empty[:, :config.text_len + 3] = prefix_tokens(config, [[]])
         prefix = torch.cat([prefix, empty])
-    cache = cache or cache_for(model, len(prefix), compiled)
+    cache = cache or KVCache(model, len(prefix), compiled)
     cache.length = 0
     scale, temperature = torch.tensor([cfg_scale, temperature], device=device)
     tokens, codes = prefix, []
@@ -82,11 +82,6 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
         codes.append(code.clone())  # a CUDA graph will write there again
         tokens = (code + config.text_vocab).repeat(1 + guided, 1)
     return torch.cat(codes, 1)
-
-def cache_for(model, rows, compiled=False):
-    head = model.lm_head.weight
-    return KVCache(model.config, rows, head.dtype, head.device,
-                   blocks=4 if compiled else None)
 
 @functools.cache
 def compiled_next_codes():
@@ -129,7 +124,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
     B, temperature = len(prompts), temperature or config.temperature
     generators = [torch.Generator(device).manual_seed(seed)
                   for seed in seeds or range(B)]
-    cache = cache_for(model, B if cfg_scale == 1 else 2 * B, compiled)
+    cache = KVCache(model, B * (1 + (cfg_scale != 1)), compiled)
     context = None if start is None else np.stack([start] * B)
     tokens, made, total = None, 0, round(FPS * seconds)
     while made < total:
@@ -244,14 +239,11 @@ def part_of(path):
     return os.path.splitext(path)[0] + ".part.mp4"
 
 def check_out(path, source=None):
-    """Before any work: whether `write_video` can write to path and keeps the
-    video `source`."""
-    folder, written = os.path.dirname(path) or ".", (path, part_of(path))
+    """Before any work: whether `write_video` keeps the video `source`."""
     if not path.endswith(".mp4"):
         raise ValueError("--out must end in .mp4")
-    if not os.access(folder, os.W_OK) or os.path.isdir(path):
-        raise ValueError(f"cannot write {path}")
-    if source and os.path.realpath(source) in map(os.path.realpath, written):
+    written = map(os.path.realpath, (path, part_of(path)))
+    if source and os.path.realpath(source) in written:
         raise ValueError(f"--out would replace {source}")
 
 def parse():

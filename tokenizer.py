@@ -1,25 +1,21 @@
-"""tokenizer.py: video <-> tokens (Sec. 3.1, Sec. 4.1 "Model Architecture").
+"""tokenizer.py: video <-> tokens (Sec. 3.1 and 4.1).
 
     video (B, 3, T, H, W) in [-1, 1], T = 1 + 4k frames
       -> Encoder       latents (B, C, t, h, w), t = 1 + k, h = H/8, w = W/8
-      -> ClusteringVQ  tokens (B, t, h, w) int64, each one of the codes
+      -> ClusteringVQ  tokens (B, t, h, w) int64
       -> Decoder       video (B, 3, T, H, W)
 
-Latent frame 0 holds frame 0 alone, latent frame n holds frames 4n-3 ... 4n,
-and nothing depends on a later frame. So an image is a clip of one frame, and
-the first 17 frames have the first 5 latent frames of the clip's tokens:
+Latent frame 0 holds frame 0 alone, latent frame n holds frames 4n-3 ... 4n.
+Nothing depends on a later frame: an image is a clip of one frame, and the
+first 5 latent frames of a clip are those of its first 17 frames.
 
 1. Convolutions are padded on the left in time only (`CausalConv3d`).
 2. Norms see one position at a time; a GroupNorm would see the future.
-3. The first frame stays alone: stride 2 turns 1 + 2k frames into 1 + k, and
-   `Upsample` drops the very first of the frames it doubles.
-
-This file knows nothing about captions, optimizers or the language model.
+3. The first frame stays alone: stride 2 turns 1 + 2k frames into 1 + k.
 """
 import hashlib
-import os
-import pickle
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -31,24 +27,22 @@ class TokenizerConfig:
     """The defaults: the paper's 246 M parameters (Sec. 4.1)."""
     resolution: int = 128  # pixels, height = width (Sec. 3.1)
     frames: int = 65  # of the longest clip (Sec. 3.1)
-    codebook_size: int = 8192  # (Sec. 3.1)
+    codebook_size: int = 8192  # Sec. 4.1
     code_dim: int = 8  # our choice
-    base_channels: int = 128  # MAGVIT-v2's, as the multipliers
-    multipliers: tuple = (1, 2, 2, 4)  # channels of the four levels
-    temporal: tuple = (False, True, True)  # downsamplings of time
-    encoder_blocks: tuple = (1, 2, 3, 6)  # at each level (our choice)
-    decoder_blocks: tuple = (2, 2, 3, 5)
+    base_channels: int = 128  # as in MAGVIT-v2
+    multipliers: tuple = (1, 2, 2, 4)  # of channels, by level
+    temporal: tuple = (False, True, True)  # where time is halved
+    encoder_blocks: tuple = (1, 2, 3, 6)  # our choice
+    decoder_blocks: tuple = (2, 2, 3, 5)  # our choice
     encoder_kernel: int = 3
 
     def __post_init__(self):
-        levels = (self.multipliers, self.encoder_blocks,
-                  self.decoder_blocks, self.temporal)
-        shape = [*map(len, levels), sum(self.temporal), self.resolution % 8]
-        sizes = (self.base_channels, self.codebook_size, self.code_dim)
-        if (shape != [4, 4, 4, 3, 2, 0] or min(sizes) < 1
-                or self.codebook_size > 2 ** 16):
-            raise ValueError("a tokenizer compresses 8x8x4 by four levels "
-                             "and has at most 65536 codes")
+        levels = self.multipliers, self.encoder_blocks, self.decoder_blocks
+        sizes = self.base_channels, self.code_dim, self.codebook_size
+        if ({*map(len, levels)} != {4} or sorted(self.temporal) != [0, 1, 1]
+                or min(sizes) < 1 or self.codebook_size > 65536):
+            raise ValueError("a tokenizer has four levels (8x8x4) "
+                             "and 1 to 65536 codes")
 
 TOKENIZER_PRESETS = {
     # the encoder sees little beyond 8x8 pixels: plain ground has one token
@@ -60,33 +54,24 @@ TOKENIZER_PRESETS = {
 }
 
 # ---------------------------------------------------------------------------
-# the causal 3D CNN
+# the causal 3D CNN and its quantizer
 
 class CausalConv3d(nn.Conv3d):
-    """A 3D convolution with `kernel - 1` zero frames before the first.
-
-    (B, C, T, H, W) -> the same at stride 1; at stride 2 in time,
-    1 + 2k frames become 1 + k.
-    """
-
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
         padding = (0, kernel // 2, kernel // 2)
         super().__init__(dim_in, dim_out, kernel, stride, padding)
-        # Our choice: weights on past frames are initialized to zero, so at
-        # first every frame is treated as an independent image
+        # our choice: weights on past frames start from zero
         self.weight.data[:, :, :-1] = 0
 
     def forward(self, x):
-        if x.shape[2] == 1:  # the same result, faster: no past
+        if x.shape[2] == 1:  # no past: the same, faster
             x = F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias,
                          self.stride[1:], self.padding[1:])
             return x[:, :, None]
         past = self.kernel_size[0] - 1
         return super().forward(F.pad(x, (0, 0, 0, 0, past, 0)))
 
-class Norm(nn.LayerNorm):
-    """LayerNorm over the channels of each position of (B, C, T, H, W)."""
-
+class Norm(nn.LayerNorm):  # over the channels of (B, C, T, H, W)
     def forward(self, x):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
@@ -103,8 +88,6 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 class Encoder(nn.Module):
-    """video (B, 3, T, H, W) -> latents (B, code_dim, t, h, w)."""
-
     def __init__(self, config):
         super().__init__()
         kernel = config.encoder_kernel
@@ -121,40 +104,33 @@ class Encoder(nn.Module):
         self.norm_out = Norm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], config.code_dim, 1)
 
-    def forward(self, x):
-        x = self.layers(self.conv_in(x))
+    def forward(self, video):
+        """video (B, 3, T, H, W) -> latents (B, code_dim, t, h, w)."""
+        _, C, T, H, W = video.shape
+        if C != 3 or T % 4 != 1 or H % 8 or W % 8:
+            raise ValueError("video must be (B, 3, 1 + 4k, 8h, 8w), "
+                             f"not {tuple(video.shape)}")
+        x = self.layers(self.conv_in(video))
         return self.conv_out(F.silu(self.norm_out(x)))
 
 class Upsample(nn.Module):
-    """Depth-to-space: twice the height and width. If `temporal`, each
-    frame becomes two and the first of all is dropped, T -> 2T - 1."""
-
     def __init__(self, dim_in, dim_out, temporal):
         super().__init__()
-        self.factors = (1 + temporal, 2, 2)
+        self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # of the first frame's two only the second is kept, so
-            # images train only that half: begin with equal halves
-            for p in (self.conv.weight, self.conv.bias):
-                first, second = p.data.chunk(2)
-                first.copy_(second)
+        if temporal:  # images train only the second half: start equal
+            for p in self.conv.parameters():
+                p.data[:len(p) // 2] = p.data[len(p) // 2:]
 
     def forward(self, x):
-        B, _, T, H, W = x.shape
-        p, q, r = self.factors
-        x = self.conv(x).view(B, p, q, r, -1, T, H, W)
+        """Depth-to-space: twice the height and width. If `temporal`,
+        each frame becomes two, the very first is dropped: T -> 2T - 1."""
+        x = self.conv(x).unflatten(1, (*self.factors, -1))
         x = x.permute(0, 4, 5, 1, 6, 2, 7, 3)  # (B, C, T, p, H, q, W, r)
-        x = x.reshape(B, -1, T * p, H * q, W * r)
-        return x[:, :, p - 1:]
-
-def repeat(x, temporal):
-    """Upsample without weights: nearest neighbours."""
-    x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
-    return x.repeat_interleave(2, 2)[:, :, 1:] if temporal else x
+        x = x.flatten(6).flatten(4, 5).flatten(2, 3)
+        return x[:, :, self.factors[0] - 1:]
 
 class AdaptiveNorm(nn.Module):
-    """A norm that the quantized latent scales and shifts (MAGVIT-v2)."""
-
     def __init__(self, dim, code_dim):
         super().__init__()
         self.norm = Norm(dim, elementwise_affine=False)
@@ -163,16 +139,14 @@ class AdaptiveNorm(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x, latent):
+        """The quantized latent scales and shifts x (MAGVIT-v2)."""
         scale, shift = self.modulation(latent).chunk(2, dim=1)
         return self.norm(x) * (1 + scale) + shift
 
 class Decoder(nn.Module):
-    """Quantized latents (B, code_dim, t, h, w) -> video (B, 3, T, H, W)."""
-
     def __init__(self, config):
         super().__init__()
         dims = [config.base_channels * m for m in config.multipliers]
-        self.temporal = config.temporal[::-1]
         self.conv_in = CausalConv3d(config.code_dim, dims[-1])
         self.adaptive = nn.ModuleList()
         self.levels = nn.ModuleList()
@@ -189,44 +163,39 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(dims[0], 3)
 
     def forward(self, latent):
+        """Quantized latents (B, code_dim, t, h, w) -> video."""
         x = self.conv_in(latent)
         for level in range(4):
             x = self.levels[level](self.adaptive[level](x, latent))
             if level < 3:
-                x = self.up[level](x)
-                latent = repeat(latent, self.temporal[level])
+                up = self.up[level]
+                x = up(x)
+                latent = F.interpolate(latent, scale_factor=up.factors)
+                latent = latent[:, :, -x.shape[2]:]  # as x, without the first
         return self.conv_out(F.silu(self.norm_out(x)))
 
-# ---------------------------------------------------------------------------
-# Clustering VQ (Zheng & Vedaldi, "Online Clustered Codebook", ICCV 2023)
-
 class ClusteringVQ(nn.Module):
-    """Vector quantization that moves unused codes to the latents.
-
-    forward(z (B, C, t, h, w)) -> quantized (B, C, t, h, w), tokens
-    (B, t, h, w) int64, loss (scalar). Codes and latents are compared on
-    the unit sphere (our choice), in float32 whatever autocast says. In
-    training it keeps latents and tokens in `seen`, for `reinitialize`.
-    """
+    """Vector quantization that moves unused codes to the latents
+    (Zheng & Vedaldi, ICCV 2023), on the unit sphere (our choice)."""
 
     def __init__(self, codebook_size, code_dim, commitment=0.25,
                  decay=0.99):
         super().__init__()
-        codes = F.normalize(torch.randn(codebook_size, code_dim), dim=1)
+        codes = F.normalize(torch.randn(codebook_size, code_dim))
         self.codebook = nn.Parameter(codes)  # e_k
         self.register_buffer("usage", torch.zeros(codebook_size))  # N_k
         self.commitment, self.decay = commitment, decay
-        self.seen = []  # (latents, tokens) since the last optimizer step
+        self.seen = []  # (latents, tokens) of this optimizer step
 
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
     def forward(self, z):
+        """Latents (B, C, t, h, w) -> quantized (same shape), tokens
+        (B, t, h, w) int64, loss (scalar)."""
         z = z.movedim(1, -1).to(self.codebook.dtype)
         z = F.normalize(z, dim=-1)  # (B, t, h, w, C)
-        codes = F.normalize(self.codebook, dim=-1)
-        with torch.no_grad():  # the nearest: the largest inner product
-            tokens = (z.flatten(0, 3) @ codes.T).argmax(1)
-            tokens = tokens.view(z.shape[:-1])
+        codes = F.normalize(self.codebook)
+        tokens = (z @ codes.T).argmax(-1)  # the nearest codes
         quantized = codes[tokens]
         if self.training and torch.is_grad_enabled():
             self.seen.append((z.detach().flatten(0, 3), tokens.flatten()))
@@ -238,36 +207,33 @@ class ClusteringVQ(nn.Module):
 
     def lookup(self, tokens):
         """tokens (B, t, h, w) -> codes (B, C, t, h, w)."""
-        return F.normalize(self.codebook, dim=-1)[tokens].movedim(-1, 1)
+        return F.normalize(self.codebook)[tokens].movedim(-1, 1)
 
     @torch.no_grad()
     def reinitialize(self, seed, step):
-        """Move rarely used codes to latents of the batch just seen.
+        """Move rarely used codes to latents of this step.
 
-            N_k <- g N_k + (1 - g) n_k / n        running usage, g = 0.99
+            N_k <- g N_k + (1 - g) n_k / n        usage, g = 0.99
             a_k  = exp(-10 N_k M / (1 - g))       1 for an unused code
             e_k <- (1 - a_k) e_k + a_k anchor_k   M codes in all
 
-        n_k of the n latents chose code k. anchor_k is one of the latents,
-        drawn in proportion to its quantization error (our choice: new codes
-        belong where the picture is still wrong). The batch is that of all
-        ranks and the draw depends on (seed, step), so all ranks agree.
+        n_k of the n latents chose code k. anchor_k is a latent drawn in
+        proportion to its quantization error (our choice: new codes go
+        where the picture is wrong). All ranks draw the same.
         """
-        latents, tokens = (torch.cat(x) for x in zip(*self.seen))
+        latents, tokens = (of_all_ranks(torch.cat(x)) for x in zip(*self.seen))
         self.seen = []
-        latents, tokens = of_all_ranks(latents), of_all_ranks(tokens)
         M = len(self.usage)
         counts = torch.bincount(tokens, minlength=M) / len(tokens)
         self.usage.lerp_(counts, 1 - self.decay)
-        codes = F.normalize(self.codebook, dim=-1)
+        codes = F.normalize(self.codebook)
         errors = (latents - codes[tokens]).square().sum(1) + 1e-9
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.multinomial(errors.cpu(), M, replacement=True,
                                  generator=generator)
-        anchors = latents[rows.to(latents.device)]
         a = torch.exp(-10 * self.usage * M / (1 - self.decay))[:, None]
-        # every step also puts the codebook back on the unit sphere
-        self.codebook.copy_((1 - a) * codes + a * anchors)
+        # this also puts all codes back on the unit sphere
+        self.codebook.copy_((1 - a) * codes + a * latents[rows])
 
 def of_all_ranks(x):
     if not dist.is_initialized():
@@ -288,53 +254,41 @@ class VideoTokenizer(nn.Module):
         self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, video):
-        """video (B, 3, T, H, W) -> reconstruction (same shape), VQ loss,
-        tokens (B, t, h, w). ValueError unless T = 1 + 4k, H = 8h, W = 8w."""
-        quantized, tokens, loss = self.vq(self.latents(video))
+        """-> reconstruction (the video's shape), VQ loss, tokens."""
+        quantized, tokens, loss = self.vq(self.encoder(video))
         return self.decoder(quantized), loss, tokens
 
     def encode(self, video):
-        """video (B, 3, T, H, W) in [-1, 1] -> tokens (B, t, h, w)."""
-        return self.vq(self.latents(video))[1]
+        """video (B, 3, T, H, W) in [-1, 1] -> tokens (B, t, h, w).
+        ValueError unless T = 1 + 4k, H = 8h, W = 8w."""
+        return self.vq(self.encoder(video))[1]
 
     def decode(self, tokens):
         """tokens (B, t, h, w) -> video (B, 3, 4t - 3, 8h, 8w), unclamped."""
         return self.decoder(self.vq.lookup(tokens))
 
-    def latents(self, video):
-        _, C, T, H, W = video.shape
-        if C != 3 or T % 4 != 1 or H % 8 or W % 8:
-            raise ValueError("video must be (B, 3, 1 + 4k, 8h, 8w), "
-                             f"not {tuple(video.shape)}")
-        layout = torch.channels_last_3d
-        return self.encoder(video.contiguous(memory_format=layout))
-
 class Discriminator(nn.Module):
-    """3D PatchGAN: video (B, 3, T, H, W) -> a score for each patch,
-    (B, 1, t, h, w), high for real ones."""
-
     def __init__(self, base_channels):
         super().__init__()
-        dims = [3, base_channels, 2 * base_channels, 4 * base_channels]
-        self.net = nn.Sequential()
-        for i, stride in enumerate([(1, 2, 2), (2, 2, 2), (2, 2, 2)]):
-            conv = nn.Conv3d(dims[i], dims[i + 1], (3, 4, 4), stride, 1)
-            self.net.extend([conv, nn.LeakyReLU(0.2)])
-        self.net.append(nn.Conv3d(dims[-1], 1, 3, padding=1))
+        c, kernel, activation = base_channels, (3, 4, 4), nn.LeakyReLU(0.2)
+        self.net = nn.Sequential(
+            nn.Conv3d(3, c, kernel, (1, 2, 2), 1), activation,
+            nn.Conv3d(c, 2 * c, kernel, 2, 1), activation,
+            nn.Conv3d(2 * c, 4 * c, kernel, 2, 1), activation,
+            nn.Conv3d(4 * c, 1, 3, padding=1))
         self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, video):
+        """3D PatchGAN: video -> a score for each patch, high if real."""
         return self.net(video)
 
 class TokenizerLoss(nn.Module):
-    """A VQGAN's objective (the paper does not state its own):
+    """A VQGAN's objective (our choice), the tokenizer as generator:
 
         generator      L1 + 4 L2 + VQ + w_p LPIPS - w_a mean D(recon)
         discriminator  mean relu(1 - D(video)) + mean relu(1 + D(recon))
 
-    The tokenizer is the generator. Its loss sees D's weights as constants
-    and D's loss sees recon as one, so one backward pass of the sum gives
-    each network its own gradient.
+    One backward pass of the sum gives each its own gradient.
     """
 
     def __init__(self, tokenizer, adversarial_weight, perceptual_weight):
@@ -343,62 +297,53 @@ class TokenizerLoss(nn.Module):
         self.discriminator = Discriminator(tokenizer.config.base_channels)
         self.adversarial_weight = adversarial_weight
         self.perceptual_weight = perceptual_weight
-        self.lpips = []  # a list hides it from the optimizer
         if perceptual_weight:
             import lpips
-            net = lpips.LPIPS(net="vgg", verbose=False)
-            self.lpips = [net.requires_grad_(False)]
+            net = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False)
+            self.lpips = [net]  # a list hides it from the optimizer
 
     def forward(self, video, adversarial):
-        """video (B, 3, T, H, W) in [-1, 1]; adversarial: whether the
-        discriminator plays. -> loss (scalar), what to log {name: scalar}"""
+        """video (B, 3, T, H, W) in [-1, 1] -> loss (scalar), and what to
+        log, {name: scalar}. adversarial: whether to use D."""
+        D = self.discriminator
         recon, vq_loss, _ = self.tokenizer(video)
         generator = vq_loss + self.reconstruction_loss(recon.float(), video)
-        mse = (recon - video).square().mean()
+        mse = F.mse_loss(recon, video)
         logs = {"psnr": -10 * torch.log10(mse / 4), "vq": vq_loss}
-        # 0 at first, but for DDP it depends on every parameter
-        weights = self.discriminator.parameters()
-        discriminator = sum(0 * p.sum() for p in weights)
+        # 0, as DDP wants a gradient for each parameter
+        discriminator = sum(0 * p.sum() for p in D.parameters())
         if adversarial:
-            generator = generator - self.adversarial_weight * self.fooled(recon)
-            real = self.discriminator(video).float()
-            fake = self.discriminator(recon.detach()).float()
+            D.requires_grad_(False)  # constant in the generator's loss
+            generator -= self.adversarial_weight * D(recon).float().mean()
+            D.requires_grad_(True)
+            real, fake = D(video).float(), D(recon.detach()).float()
             discriminator = (F.relu(1 - real) + F.relu(1 + fake)).mean()
             logs["discriminator"] = discriminator
         loss = logs["loss"] = generator + discriminator
         return loss, {name: x.detach() for name, x in logs.items()}
 
     def reconstruction_loss(self, recon, video):
-        error = recon - video
-        loss = error.abs().mean() + 4 * error.square().mean()
-        for net in self.lpips:  # frame by frame, (B T, 3, H, W)
+        loss = F.l1_loss(recon, video) + 4 * F.mse_loss(recon, video)
+        if self.perceptual_weight:  # frame by frame, (B T, 3, H, W)
             a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
-            perceptual = net.to(a.device)(a, b).mean()
-            loss = loss + self.perceptual_weight * perceptual
+            perceptual = self.lpips[0].to(a.device)(a, b).mean()
+            loss += self.perceptual_weight * perceptual
         return loss
-
-    def fooled(self, recon):
-        """mean D(recon), the discriminator's weights being constants."""
-        named = self.discriminator.named_parameters()
-        constants = {name: p.detach() for name, p in named}
-        score = torch.func.functional_call(self.discriminator, constants, recon)
-        return score.float().mean()
 
 # ---------------------------------------------------------------------------
 # plumbing: checkpoints
 
-SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)),
-                       "checkpoints", "toy")
+SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 
 def read_checkpoint(path, kind):
     """A dict that train.py saved. kind: "tokenizer", "stage1" ..., "stage"
     for any stage. Raises ValueError for another kind or a damaged file."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=True,
-                                weights_only=True)
+        checkpoint = torch.load(path, "cpu", mmap=True, weights_only=True)
         found = checkpoint["kind"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError,
-            TypeError) as e:
+    except OSError:  # no such file
+        raise
+    except Exception as e:  # whatever a damaged file raises
         raise ValueError(f"{path} is no checkpoint or is cut short") from e
     if not found.startswith(kind):
         raise ValueError(f"{path} holds {found}, not {kind}")
@@ -406,14 +351,13 @@ def read_checkpoint(path, kind):
 
 def load_tokenizer(folder=None, device="cpu"):
     """The VideoTokenizer of a folder (None: the shipped one), and a hash of
-    its weights. They are rounded to bfloat16 first, so that what ships is
-    the same tokenizer as what training wrote."""
-    path = os.path.join(folder or SHIPPED, "tokenizer.pt")
+    its weights, rounded to bfloat16 as the shipped ones are."""
+    path = Path(folder or SHIPPED, "tokenizer.pt")
     checkpoint = read_checkpoint(path, "tokenizer")
     weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}
     digest = hashlib.sha256()
     for name in sorted(weights.keys() - {"vq.usage"}):
-        bits = weights[name].contiguous().view(torch.int16).numpy()
+        bits = weights[name].view(torch.int16).numpy()
         digest.update(name.encode() + bits.tobytes())
     tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
     tokenizer.load_state_dict(weights)

@@ -20,16 +20,14 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions, get_model_state_dict, get_optimizer_state_dict,
-    set_model_state_dict, set_optimizer_state_dict)
+import torch.distributed.checkpoint.state_dict as dcp
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -117,7 +115,7 @@ def main():
     args = parse()
     stage = args.stage
     rank, ranks, device = start_processes(args)
-    path = os.path.join(args.out, NAMES[stage] + ".pt")
+    path = args.out / f"{NAMES[stage]}.pt"
     saved, resumed = starting_point(args, path)
     torch.manual_seed(args.seed)  # the same initial weights on every rank
 
@@ -164,12 +162,11 @@ def main():
     batches = (keys for step in range(start, args.steps)
                for keys in micro_batches(args, step, rank, ranks))
     loader = iter(torch.utils.data.DataLoader(
-        clips, batch_sampler=batches, collate_fn=collate,
-        num_workers=args.workers))
+        clips, batch_sampler=batches, num_workers=args.workers))
 
-    def loss_of(x, captions, step):
+    def loss_of(batch, step):
         """A micro-batch -> the loss, and what to log, {name: tensor}."""
-        x = x.to(device)
+        x, captions = batch[0].to(device), batch[1]
         with autocast(device, args.dtype):
             if stage == 0:
                 adversarial = step >= args.adversarial_start * args.steps
@@ -183,8 +180,9 @@ def main():
     @torch.no_grad()
     def validate():
         """The mean loss of 8 clips of the longest length, kept for this."""
-        samples = (validation[0, i, FRAMES[stage]] for i in range(8))
-        logs = [loss_of(*collate([sample]), step=0)[1] for sample in samples]
+        keys = [[(0, i, FRAMES[stage])] for i in range(8)]
+        logs = [loss_of(batch, step=0)[1] for batch in
+                torch.utils.data.DataLoader(validation, batch_sampler=keys)]
         return sum(x.get("unweighted_loss", x["loss"]).item()
                    for x in logs) / 8
 
@@ -206,7 +204,7 @@ def main():
             waited += time.perf_counter() - asked
             # DDP: gradients are exchanged once, after the last one
             model.require_backward_grad_sync = i + 1 == len(micros)
-            loss, logs = loss_of(*batch, step)
+            loss, logs = loss_of(batch, step)
             (loss * len(micro) / n).backward()
             for name, x in logs.items():
                 totals[name] += x * len(micro) / n
@@ -272,16 +270,15 @@ def shard(network, dtype):
 
 def starting_point(args, path):
     """-> the checkpoint to start from or None, and whether to resume it."""
-    exists = os.path.exists(path)
-    resumed = exists and args.resume
-    if exists and not (args.resume or args.overwrite):
+    resumed = args.resume and path.exists()
+    if path.exists() and not (args.resume or args.overwrite):
         raise ValueError(f"{path} exists: --resume or --overwrite it")
-    before = os.path.join(args.out, NAMES[args.stage - 1] + ".pt")
+    before = args.out / f"{NAMES[args.stage - 1]}.pt"
     source = args.init or (before if args.stage > 1 else "none")
     kind = "stage" if args.stage else "tokenizer"
     if resumed:
         source, kind = path, NAMES[args.stage]
-    elif source == before and not os.path.exists(before):
+    elif source == before and not before.exists():
         raise ValueError(f"no {before}: train stage {args.stage - 1} first, "
                          "or use --init none")
     saved = None if source == "none" else read_checkpoint(source, kind)
@@ -319,7 +316,7 @@ def config_of(args, saved, preset):
 
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
-    own = os.path.exists(os.path.join(args.out, "tokenizer.pt"))
+    own = (args.out / "tokenizer.pt").exists()
     shipped = args.preset == "toy" and not own
     tokenizer, digest = load_tokenizer(None if shipped else args.out, device)
     folders = args.data.split(",") if args.data != "toy" else ()
@@ -329,60 +326,53 @@ def tokenizer_of(args, saved, device):
                              "another tokenizer")
     return tokenizer, digest
 
-def collate(samples):
-    """[(clip, caption)] -> tensor (B, ...), list of captions."""
-    clips, captions = zip(*samples)
-    return torch.stack([torch.as_tensor(x) for x in clips]), list(captions)
-
 def restore(saved, resumed, network, objective, optimizer):
     """Load what is saved, on any number of ranks -> the first step."""
-    options = StateDictOptions(full_state_dict=True,
-                               broadcast_from_rank0=dist.is_initialized())
+    whole = dcp.StateDictOptions(full_state_dict=True,
+                                 broadcast_from_rank0=dist.is_initialized())
     if saved:
-        set_model_state_dict(network, saved["weights"], options=options)
+        dcp.set_model_state_dict(network, saved["weights"], options=whole)
     if not resumed:
         return 0
-    set_optimizer_state_dict(objective, optimizer, saved["optimizer"],
-                             options=options)
+    dcp.set_optimizer_state_dict(objective, optimizer, saved["optimizer"],
+                                 options=whole)
     if "discriminator" in saved:
         objective.discriminator.load_state_dict(saved["discriminator"])
     return saved["step"]
 
 def save(path, args, config, digest, step, network, objective, optimizer):
-    """Put the whole state together on rank 0 and write it there."""
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(network, options=whole)
-    moments = get_optimizer_state_dict(objective, optimizer, options=whole)
-    checkpoint = {"kind": NAMES[args.stage], "step": step,
-                  "config": dataclasses.asdict(config),
-                  "args": settings(args), "tokenizer_hash": digest,
-                  "weights": weights, "optimizer": moments}
+    """Put the whole state together on rank 0, write it to a file beside
+    `path`, and let that take its place."""
+    whole = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    checkpoint = {
+        "kind": NAMES[args.stage], "step": step, "args": settings(args),
+        "config": dataclasses.asdict(config), "tokenizer_hash": digest,
+        "weights": dcp.get_model_state_dict(network, options=whole),
+        "optimizer": dcp.get_optimizer_state_dict(objective, optimizer,
+                                                  options=whole)}
     if args.stage == 0:
         checkpoint["discriminator"] = objective.discriminator.state_dict()
-    if weights:  # empty on other ranks
-        save_atomically(path, checkpoint)
-
-def save_atomically(path, checkpoint):
-    """Write a file beside it, which then takes its place."""
-    part = path + ".tmp"
+    if dist.is_initialized() and dist.get_rank():
+        return
+    part = path.with_suffix(".tmp")
     try:
         torch.save(checkpoint, part)
-        os.replace(part, path)
+        part.replace(path)
     except (OSError, RuntimeError) as e:  # RuntimeError: the disk is full
-        pathlib.Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise ValueError(f"cannot write {path}; it is as before") from e
 
 def open_log(args, start):
     """-> log(line). Cuts metrics.jsonl back to where this run starts."""
-    path, lines = os.path.join(args.out, "metrics.jsonl"), []
-    if os.path.exists(path):
-        with open(path) as f:  # a kill may have left half a line
-            lines = [json.loads(x) for x in f if x.endswith("\n")]
-    with open(path + ".tmp", "w") as f:
-        for m in lines:
-            if m["stage"] != args.stage or m["step"] < start:
-                f.write(json.dumps(m) + "\n")
-    os.replace(path + ".tmp", path)
+    path, part = args.out / "metrics.jsonl", args.out / "metrics.tmp"
+    before = path.read_text().splitlines(True) if path.exists() else []
+    with open(part, "w") as f:
+        for text in before:
+            # a kill may have left half a line
+            line = json.loads(text) if text.endswith("\n") else None
+            if line and (line["stage"] != args.stage or line["step"] < start):
+                f.write(text)
+    part.replace(path)
     if args.logger == "wandb":  # what tensorboard gets, goes there, too
         import wandb
         wandb.init(project="loong", dir=args.out, sync_tensorboard=True)
@@ -408,7 +398,7 @@ def parse():
     add, cuda = p.add_argument, torch.cuda.is_available()
     add("--stage", type=int, choices=range(4), required=True)
     add("--preset", choices=PRESETS, default="toy")
-    add("--out", default="out", help="folder")
+    add("--out", type=Path, default="out", help="folder")
     add("--data", default="toy", help="or folders of token shards, with "
         "commas between; in stage 0 a folder of videos and images")
     add("--steps", type=int)
@@ -448,7 +438,7 @@ def parse():
            args.image_every + 1, args.seed + 1) < 1:
         raise ValueError("steps and sizes must be at least 1")
     args.warmup = min(args.warmup, args.steps // 2)
-    os.makedirs(args.out, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     return args
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import FPS, read_clip  # noqa: E402
-from model import PRESETS, Llama, ModelConfig, prefix_tokens  # noqa: E402
-from sample import cache_for, generate_tokens, set_threads  # noqa: E402
+from model import PRESETS, KVCache, Llama, ModelConfig, prefix_tokens  # noqa: E402
+from sample import generate_tokens, set_threads  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
 from train import parameter_groups  # noqa: E402
 
@@ -173,7 +173,7 @@ def decode(config, steps, rounds):
     pair = prefix.repeat(2, 1)
 
     def write(compiled):
-        cache = cache_for(ours, 2, compiled)
+        cache = KVCache(ours, 2, compiled)
         return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0,
                                        [torch.Generator(DEVICE)], compiled, cache=cache)
 

@@ -25,7 +25,6 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import TOY, to_float, toy_attributes, toy_clip  # noqa: E402
 from sample import autocast, set_threads  # noqa: E402
 from tokenizer import SHIPPED, read_checkpoint  # noqa: E402
-from train import save_atomically  # noqa: E402
 
 FRAMES = 16  # the usual length of a clip for FVD
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -218,7 +217,7 @@ def main():
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     network, accuracy = train_critic(args.steps)
     weights = {k: v.bfloat16() for k, v in network.state_dict().items()}
-    save_atomically(args.out, {"kind": "critic", "weights": weights})
+    torch.save({"kind": "critic", "weights": weights}, args.out)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in accuracy.items())
     print(f"{args.out}: {shares} right on 256 new clips")
 

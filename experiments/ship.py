@@ -8,9 +8,10 @@ import os
 import shutil
 import sys
 
+import torch
+
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from tokenizer import read_checkpoint  # noqa: E402
-from train import save_atomically  # noqa: E402
 
 KEPT = ("kind", "config", "step", "args", "tokenizer_hash")
 
@@ -28,7 +29,7 @@ def ship(source, target):
                                   for name, weight in checkpoint["weights"].items()}
     os.makedirs(target, exist_ok=True)
     for kind, small in files.items():
-        save_atomically(os.path.join(target, kind + ".pt"), small)
+        torch.save(small, os.path.join(target, kind + ".pt"))
     shutil.copy(os.path.join(source, "metrics.jsonl"), target)
 
 
