@@ -3,19 +3,17 @@
     captions      str -> text ids (`TextTokenizer`)
     clips         uint8 (T, H, W, 3), T = 1 + 4k frames at 6.5 frames/s, drawn
                   by the toy world or read from video files
-    token shards  clips encoded once, by tools/prepare.py: (N, t, h, w),
-                  t = 1 + k. The first 1 or 5 latent frames are the tokens of
-                  the first 1 or 17 frames, so one shard serves all stages.
+    token shards  clips encoded by tools/prepare.py, (N, t, h, w), t = 1 + k.
+                  Their first 1 or 5 latent frames serve stages 1 and 2.
     samples       a pure function of (seed, stage, step, i) (`Clips`)
 
 This file knows nothing about networks.
 """
 import contextlib
-import glob
 import itertools
 import json
-import os
 from collections import deque
+from pathlib import Path
 
 import av
 import av.filter
@@ -35,13 +33,9 @@ def video_frames(latents):
     """How many frames these latent frames give: 1, 5, 17 -> 1, 17, 65."""
     return 4 * latents - 3
 
-# ---------------------------------------------------------------------------
-# text
-
 class TextTokenizer:
-    """Captions -> ids by byte-pair encoding. kind: "bytes", an id for each
-    byte, or "gpt2", the first 32000 ranks of its table (our choice: the
-    paper gives only their number), which tiktoken fetches once."""
+    """Captions -> ids. kind: "bytes", or "gpt2" for the first 32000 ranks of
+    its table (our choice: the paper gives only their number)."""
 
     def __init__(self, kind="bytes"):
         ranks = {bytes([i]): i for i in range(256)}
@@ -62,20 +56,17 @@ class TextTokenizer:
         """str -> list of ids below n_vocab; absurdly long ones are cut."""
         return self.bpe.encode_ordinary(caption[:4096])
 
-# ---------------------------------------------------------------------------
-# the toy world: one shape on a plain ground, moving by a rule for ever
+# ---- the toy world: one shape on a plain ground, moving by a rule for ever ----
 
 SIZE = 64  # pixels
 COLORS = {"red": (220, 50, 40), "green": (60, 180, 75),
           "blue": (50, 90, 220), "yellow": (235, 215, 60),
           "purple": (150, 60, 190), "white": (240, 240, 240)}
-BACKGROUNDS = {"black": (10, 10, 10), "gray": (110, 110, 110),
-               "navy": (20, 30, 70)}
+BACKGROUNDS = {"black": (10, 10, 10), "gray": (110, 110, 110), "navy": (20, 30, 70)}
 RADII = {"small": 8, "large": 12}  # pixels
 # Pixels per frame along each axis: one or two whole tokens per latent frame
 SPEEDS = {"slowly": 2, "quickly": 4}
-MOTIONS = {"left and right": (1, 0), "up and down": (0, 1),
-           "diagonally": (1, 1)}
+MOTIONS = {"left and right": (1, 0), "up and down": (0, 1), "diagonally": (1, 1)}
 TOY = {"shape": ["circle", "square", "triangle"], "size": list(RADII),
        "color": list(COLORS), "background": list(BACKGROUNDS),
        "motion": list(MOTIONS), "speed": list(SPEEDS)}
@@ -143,8 +134,7 @@ def toy_clip(rng, frames=65, attributes=None):
     wording = WORDINGS[rng.integers(1, len(WORDINGS)) if other else 0]
     return np.rint(video).astype(np.uint8), wording.format(**a), a
 
-# ---------------------------------------------------------------------------
-# pixels of files
+# ---- pixels of files ----
 
 VIDEOS = {"mp4", "webm", "mov", "mkv", "avi", "gif"}
 IMAGES = {"png", "jpg", "jpeg", "webp"}
@@ -174,8 +164,7 @@ def read_clip(path, n_frames, fps=FPS, size=128, last=False):
     3). Raises ValueError if there are fewer."""
     try:
         frames = read_frames(str(path), fps, size)
-        clip = deque(frames if last else itertools.islice(frames, n_frames),
-                     n_frames)
+        clip = deque(frames if last else itertools.islice(frames, n_frames), n_frames)
     except Exception as e:  # ffmpeg raises nearly anything
         raise ValueError(f"{path} is not a readable video") from e
     if len(clip) < n_frames:
@@ -196,22 +185,15 @@ def to_float(video):
 
 def to_uint8(video):
     """float (..., 3, T, H, W) in [-1, 1] -> uint8 array (..., T, H, W, 3)."""
-    video = (video.float().clamp(-1, 1) + 1) * 127.5
-    video = video.round().byte().movedim(-4, -1)
-    return video.contiguous().cpu().numpy()
+    video = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return video.movedim(-4, -1).contiguous().cpu().numpy()
 
-# ---------------------------------------------------------------------------
-# token shards: PART.t17.tokens.npy uint16 (N, t, h, w) for clips of 17
+# ---- token shards: PART.t17.tokens.npy uint16 (N, t, h, w) for clips of 17
 # latent frames with PART.t17.captions.jsonl, and PART.json once all is there
 
 def read_meta(folder):
-    """What describes the clips and the tokenizer of a folder of shards.
-    Raises ValueError if there are none."""
-    try:
-        with open(os.path.join(folder, "meta.json")) as f:
-            return json.load(f)
-    except OSError as e:
-        raise ValueError(f"{folder} holds no token shards") from e
+    """What describes the clips and the tokenizer of a folder of shards."""
+    return json.loads(Path(folder, "meta.json").read_text())
 
 class TokenShards:
     """The clips of folders of shards, with commas between, that have at
@@ -220,15 +202,15 @@ class TokenShards:
 
     def __init__(self, folders, latents=None):
         self.latents, self.files = latents, []
-        paths = [path for folder in str(folders).split(",")
-                 for path in sorted(glob.glob(glob.escape(folder) + "/*.npy"))]
-        for path in paths:
-            stem, kind = path.removesuffix(".tokens.npy").rsplit(".t", 1)
-            if int(kind) >= (latents or 1) and os.path.exists(stem + ".json"):
-                path = f"{stem}.t{kind}"
-                with open(path + ".captions.jsonl", "rb") as f:
-                    ends = np.cumsum([len(line) for line in f])
-                self.files.append((path, ends))
+        for folder in str(folders).split(","):
+            for path in sorted(Path(folder).glob("*.tokens.npy")):
+                part, kind = path.name.split(".")[:2]  # 000000.t17.tokens.npy
+                long = int(kind[1:]) >= (latents or 1)
+                if long and Path(folder, f"{part}.json").exists():
+                    stem = str(path).removesuffix(".tokens.npy")
+                    with open(stem + ".captions.jsonl", "rb") as f:
+                        ends = np.cumsum([len(line) for line in f])
+                    self.files.append((stem, ends))
         self.counts = np.cumsum([len(ends) for _, ends in self.files])
 
     def __len__(self):
@@ -245,18 +227,14 @@ class TokenShards:
             caption = json.loads(f.readline())["caption"]
         return tokens[:self.latents].astype(np.int64), caption
 
-# ---------------------------------------------------------------------------
-# samples
-
 class Clips(torch.utils.data.Dataset):
-    """Training samples: clips[(step, i, frames)] -> (clip, caption).
+    """Training samples: clips[(step, i, frames)] -> (clip, caption), drawn
+    by (seed, stage, step, i) alone.
 
-    A sample is drawn by (seed, stage, step, i) alone, so a resumed run and
-    any number of workers and ranks see the same. source: "toy"; folders of
-    token shards, with commas between; for stage 0 a folder of videos and
-    images. A clip is tokens int64 (t, h, w) from shards, else video uint8
-    (T, H, W, 3). validation: other seeds, or the last 64th of files and
-    clips. For guidance a caption is dropped with probability 0.1.
+    source: "toy", or folders of token shards with commas between, or in
+    stage 0 a folder of videos and images. A clip is tokens int64 (t, h, w)
+    of shards, else video uint8 (T, H, W, 3). validation: other seeds, or
+    the last 64th of files and clips. A caption may be dropped, for guidance.
     """
 
     def __init__(self, source, seed, stage, resolution=SIZE, validation=False):
@@ -264,18 +242,14 @@ class Clips(torch.utils.data.Dataset):
         self.resolution, self.validation = resolution, validation
         self.shards, self.files = {}, []
         if source == "toy" and resolution != SIZE:
-            raise ValueError(f"the toy world is {SIZE} pixels wide, not "
-                             f"{resolution}: name other clips by --data")
+            raise ValueError(f"the toy world has {SIZE} pixels: use --data")
         if source != "toy" and stage == 0:
-            self.files = sorted(
-                os.path.join(folder, name)
-                for folder, _, names in os.walk(source) for name in names
-                if ending(name) in VIDEOS | IMAGES)
+            self.files = sorted(path for path in Path(source).rglob("*")
+                                if ending(path) in VIDEOS | IMAGES)
 
     def __getitem__(self, key):
         step, i, frames = key
-        rng = np.random.default_rng(
-            [self.seed, self.stage, step, i, self.validation])
+        rng = np.random.default_rng([self.seed, self.stage, step, i, self.validation])
         drop = rng.random() < 0.1  # our choice
         if self.source == "toy":
             clip, caption, _ = toy_clip(rng, frames)
@@ -302,13 +276,12 @@ class Clips(torch.utils.data.Dataset):
 
     def choose(self, rng, items):
         """One at random; for validation, of the last 64th."""
-        n = len(items)
+        n, kept = len(items), max(1, len(items) // 64)
         if not n:
             raise ValueError(f"{self.source} holds no clips so long")
-        kept = max(1, n // 64) if n > 1 else 0
-        if self.validation and kept:
+        if self.validation:
             return items[rng.integers(n - kept, n)]
-        return items[rng.integers(n - kept)]
+        return items[rng.integers(max(1, n - kept))]
 
-def ending(name):
-    return os.path.splitext(name)[1][1:].lower()
+def ending(path):
+    return Path(path).suffix[1:].lower()

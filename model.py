@@ -6,8 +6,7 @@ and video tokens as one causal sequence (Sec. 3.1):
     <sot> t1 ... tN <pad>... <eot> <soi> v1 ... vL  (B, text_len + 3 + L)
 
 Ids: 32000 of text, then 8192 of video, then 10 special, 40202 in all. The
-loss is on video tokens alone. This file knows nothing about pixels, captions
-or files.
+loss is on video tokens alone. This file knows nothing about pixels.
 """
 import math
 from dataclasses import dataclass
@@ -38,8 +37,7 @@ class ModelConfig:
     def __post_init__(self):
         sizes = self.dim, self.n_layers, self.n_heads, self.ffn_dim
         if min(sizes) < 1 or self.dim % (2 * self.n_heads):
-            raise ValueError("sizes must be positive and --dim a multiple "
-                             "of twice --n-heads")
+            raise ValueError("sizes must be positive and --dim a multiple of twice --n-heads")
 
     @property
     def max_len(self):
@@ -80,8 +78,7 @@ class KVCache:
 
     def __init__(self, model, batch, compiled=False):
         config, like = model.config, model.lm_head.weight
-        shape = (batch, config.n_heads, config.max_len,
-                 config.dim // config.n_heads)
+        shape = (batch, config.n_heads, config.max_len, config.dim // config.n_heads)
         memory = [like.new_zeros(shape) for _ in range(2 * config.n_layers)]
         for x in memory:  # CUDA graphs write to it in place
             torch._dynamo.mark_static_address(x)
@@ -175,8 +172,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(
-            Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.checkpoint_activations = False  # see train.py
 
@@ -241,9 +237,6 @@ def weighted_loss(states, head, targets, early_tokens, lambda_):
     early, late = losses[:, :early_tokens], losses[:, early_tokens:]
     loss = (1 + lambda_) * early.sum(1) + late.sum(1)  # Eq. (2)
     return loss.mean() / targets.shape[1], losses.detach()
-
-# ---------------------------------------------------------------------------
-# plumbing
 
 def load_decoder(saved, device="cpu"):
     """The decoder of a checkpoint (from `read_checkpoint`), ready to sample:

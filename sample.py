@@ -21,6 +21,7 @@ import os
 import sys
 import timeit
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -33,9 +34,6 @@ from model import KVCache, load_decoder, prefix_tokens
 from tokenizer import SHIPPED, load_tokenizer, read_checkpoint
 
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
-
-# ---------------------------------------------------------------------------
-# tokens
 
 def next_codes(model, tokens, cache, scale, temperature, noise):
     """Feed tokens (B, n), or (2B, n) with guidance, and draw the next code
@@ -94,9 +92,6 @@ def compiled_next_codes():
     return torch.compile(next_codes, fullgraph=True, dynamic=False,
                          mode="reduce-overhead" if gpu else "default")
 
-# ---------------------------------------------------------------------------
-# video
-
 def generate(model, tokenizer, text, prompt, seconds=10, cfg_scale=None,
              top_k=50, temperature=None, seed=0, reencode=True, **options):
     """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60 at
@@ -122,8 +117,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
     if cfg_scale is None:
         cfg_scale = config.cfg_scale
     B, temperature = len(prompts), temperature or config.temperature
-    generators = [torch.Generator(device).manual_seed(seed)
-                  for seed in seeds or range(B)]
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds or range(B)]
     cache = KVCache(model, B * (1 + (cfg_scale != 1)), compiled)
     context = None if start is None else np.stack([start] * B)
     tokens, made, total = None, 0, round(FPS * seconds)
@@ -160,23 +154,21 @@ def scene_at(prompt, second):
         return prompt
     return [words for begin, words in prompt if begin <= second + 4.6][-1]
 
-# ---------------------------------------------------------------------------
-# plumbing: loading, speed, files, arguments
+# ---- plumbing: loading, speed, files, arguments ----
 
 def load(path=None, device="cpu"):
     """A trained model: (Llama, VideoTokenizer, TextTokenizer).
 
     path: a stageN.pt, or a folder, for its latest stage; None: the shipped
-    toy, whose tokenizer also serves folders without one. Raises ValueError
-    if decoder and tokenizer do not belong together.
+    toy, whose tokenizer also serves folders without one.
     """
-    path = path or SHIPPED
-    if os.path.isdir(path):
-        stages = [os.path.join(path, f"stage{i}.pt") for i in (3, 2, 1)]
-        path = next(filter(os.path.exists, stages), stages[0])
-    saved, folder = read_checkpoint(path, "stage"), os.path.dirname(path)
-    own = os.path.exists(os.path.join(folder, "tokenizer.pt"))
-    tokenizer, digest = load_tokenizer(folder or "." if own else None, device)
+    path = Path(path or SHIPPED)
+    if path.is_dir():
+        stages = [path / f"stage{i}.pt" for i in (3, 2, 1)]
+        path = next(filter(Path.exists, stages), stages[0])
+    saved, folder = read_checkpoint(path, "stage"), path.parent
+    own = (folder / "tokenizer.pt").exists()
+    tokenizer, digest = load_tokenizer(folder if own else None, device)
     if saved["tokenizer_hash"] != digest:
         raise ValueError(f"{path} was trained on another tokenizer's tokens")
     model = load_decoder(saved, device)
@@ -184,15 +176,13 @@ def load(path=None, device="cpu"):
 
 @functools.cache
 def fast_dtype(device_type):
-    """The faster of "bfloat16" and "float32": on many CPUs, as timing a
-    product of matrices tells, that is float32."""
+    """The faster of "bfloat16" and "float32". On a CPU a trial decides."""
     if device_type != "cpu":
         return "bfloat16"
-    seconds = {}
-    for dtype in ("bfloat16", "float32"):
-        x = torch.ones(512, 512, dtype=getattr(torch, dtype))
-        seconds[dtype] = min(timeit.repeat(lambda: x @ x, number=1))
-    return min(seconds, key=seconds.get)
+    x = torch.ones(512, 512)
+    half, full = (min(timeit.repeat(lambda: a @ a, number=1))
+                  for a in (x.bfloat16(), x))
+    return "bfloat16" if half < full else "float32"
 
 def autocast(device, dtype=None):
     """Compute in `dtype`, by default in the faster one."""
@@ -200,9 +190,8 @@ def autocast(device, dtype=None):
     return torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16")
 
 def set_threads(model):
-    """One thread for a small model on a CPU, unless OMP_NUM_THREADS is set:
-    more gain little where operations are short, and beside a busy process
-    each waits for a thread that is not running."""
+    """One thread for a small model on a CPU, unless OMP_NUM_THREADS is set: of
+    two, beside a busy process, one always waits for the other."""
     small = sum(p.numel() for p in model.parameters()) < 20e6
     if small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
@@ -211,16 +200,15 @@ def write_video(path, clips, fps=FPS):
     """Write clips, each uint8 (T, H, W, 3), to an .mp4 of `fps` frames/s. It
     grows as NAME.part.mp4, which plays even after a crash, and gets its own
     name at the end or when interrupted."""
-    part, written = part_of(path), 0
+    part, written = Path(path).with_suffix(".part.mp4"), 0
     options = {"movflags": "hybrid_fragmented", "frag_duration": "1000000",
                "flush_packets": "1"}
     try:
         with av.open(part, "w", options=options) as file:
-            # or x264 would keep the last seconds to itself
-            at_once = {"tune": "zerolatency"}
-            stream = file.add_stream("libx264", Fraction(fps),
-                                     options=at_once, pix_fmt="yuv420p",
-                                     thread_count=1)
+            # zerolatency, or x264 would keep the last seconds to itself
+            stream = file.add_stream(
+                "libx264", Fraction(fps), pix_fmt="yuv420p", thread_count=1,
+                options={"tune": "zerolatency"})
             for frame in itertools.chain.from_iterable(clips):
                 if not written:
                     stream.height, stream.width = frame.shape[:2]
@@ -230,30 +218,27 @@ def write_video(path, clips, fps=FPS):
             file.mux(stream.encode() if written else [])
     finally:
         if written:
-            os.replace(part, path)
+            part.replace(path)
             print(f"{written} frames -> {path}")
-        elif os.path.exists(part):
-            os.remove(part)
-
-def part_of(path):
-    return os.path.splitext(path)[0] + ".part.mp4"
+        else:
+            part.unlink(missing_ok=True)
 
 def check_out(path, source=None):
     """Before any work: whether `write_video` keeps the video `source`."""
     if not path.endswith(".mp4"):
         raise ValueError("--out must end in .mp4")
-    written = map(os.path.realpath, (path, part_of(path)))
-    if source and os.path.realpath(source) in written:
+    written = Path(path), Path(path).with_suffix(".part.mp4")
+    if source and Path(source).resolve() in map(Path.resolve, written):
         raise ValueError(f"--out would replace {source}")
 
 def parse():
     p = argparse.ArgumentParser(description="A prompt -> a video.")
     add, cuda = p.add_argument, torch.cuda.is_available()
-    add("--prompt", default="", help="by default, anything is shown")
+    add("--prompt", default="")
     add("--at", nargs=2, action="append", default=[],
         metavar=("SECOND", "PROMPT"), help="another prompt from then on")
     add("--continue-from", metavar="VIDEO", help="go on from its end")
-    add("--ckpt", help="folder or stageN.pt; by default the shipped toy")
+    add("--ckpt", help="folder or stageN.pt")
     add("--seconds", type=float, default=10)
     add("--out", default="sample.mp4", metavar="VIDEO.mp4")
     add("--cfg-scale", type=float, help="guidance")
@@ -266,8 +251,7 @@ def parse():
     args = p.parse_args()
     positive = args.top_k, FPS * args.seconds - 0.5, args.temperature
     if not all(x is None or 0 < x < math.inf for x in positive):
-        raise ValueError("--top-k, --seconds and --temperature must be "
-                         "positive")
+        raise ValueError("--top-k, --seconds and --temperature must be positive")
     if not math.isfinite(args.cfg_scale or 0) or args.seed < 0:
         raise ValueError("--cfg-scale must be finite, --seed at least 0")
     later = sorted((float(second), prompt) for second, prompt in args.at)

@@ -41,8 +41,7 @@ class TokenizerConfig:
         sizes = self.base_channels, self.code_dim, self.codebook_size
         if ({*map(len, levels)} != {4} or sorted(self.temporal) != [0, 1, 1]
                 or min(sizes) < 1 or self.codebook_size > 65536):
-            raise ValueError("a tokenizer has four levels (8x8x4) "
-                             "and 1 to 65536 codes")
+            raise ValueError("a tokenizer has four levels (8x8x4) and 1 to 65536 codes")
 
 TOKENIZER_PRESETS = {
     # the encoder sees little beyond 8x8 pixels: plain ground has one token
@@ -52,9 +51,6 @@ TOKENIZER_PRESETS = {
         decoder_blocks=(0, 1, 1, 2), encoder_kernel=1),
     "paper": TokenizerConfig(),
 }
-
-# ---------------------------------------------------------------------------
-# the causal 3D CNN and its quantizer
 
 class CausalConv3d(nn.Conv3d):
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
@@ -108,8 +104,7 @@ class Encoder(nn.Module):
         """video (B, 3, T, H, W) -> latents (B, code_dim, t, h, w)."""
         _, C, T, H, W = video.shape
         if C != 3 or T % 4 != 1 or H % 8 or W % 8:
-            raise ValueError("video must be (B, 3, 1 + 4k, 8h, 8w), "
-                             f"not {tuple(video.shape)}")
+            raise ValueError(f"video must be (B, 3, 1 + 4k, 8h, 8w), not {tuple(video.shape)}")
         x = self.layers(self.conv_in(video))
         return self.conv_out(F.silu(self.norm_out(x)))
 
@@ -205,10 +200,6 @@ class ClusteringVQ(nn.Module):
         loss = pull + self.commitment * commit
         return quantized.movedim(-1, 1), tokens, loss
 
-    def lookup(self, tokens):
-        """tokens (B, t, h, w) -> codes (B, C, t, h, w)."""
-        return F.normalize(self.codebook)[tokens].movedim(-1, 1)
-
     @torch.no_grad()
     def reinitialize(self, seed, step):
         """Move rarely used codes to latents of this step.
@@ -229,8 +220,7 @@ class ClusteringVQ(nn.Module):
         codes = F.normalize(self.codebook)
         errors = (latents - codes[tokens]).square().sum(1) + 1e-9
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.multinomial(errors.cpu(), M, replacement=True,
-                                 generator=generator)
+        rows = torch.multinomial(errors.cpu(), M, replacement=True, generator=generator)
         a = torch.exp(-10 * self.usage * M / (1 - self.decay))[:, None]
         # this also puts all codes back on the unit sphere
         self.codebook.copy_((1 - a) * codes + a * latents[rows])
@@ -242,8 +232,7 @@ def of_all_ranks(x):
     dist.all_gather(parts, x)
     return torch.cat(parts)
 
-# ---------------------------------------------------------------------------
-# the tokenizer, and how it is trained
+# ---- the tokenizer, and how it is trained ----
 
 class VideoTokenizer(nn.Module):
     def __init__(self, config):
@@ -265,7 +254,8 @@ class VideoTokenizer(nn.Module):
 
     def decode(self, tokens):
         """tokens (B, t, h, w) -> video (B, 3, 4t - 3, 8h, 8w), unclamped."""
-        return self.decoder(self.vq.lookup(tokens))
+        codes = F.normalize(self.vq.codebook)[tokens]
+        return self.decoder(codes.movedim(-1, 1))
 
 class Discriminator(nn.Module):
     def __init__(self, base_channels):
@@ -280,7 +270,10 @@ class Discriminator(nn.Module):
 
     def forward(self, video):
         """3D PatchGAN: video -> a score for each patch, high if real."""
-        return self.net(video)
+        x = self.net[:-1](video)
+        # in bfloat16, a CPU's gradient of this layer holds garbage
+        with torch.autocast(x.device.type, enabled=False):
+            return self.net[-1](x.float())
 
 class TokenizerLoss(nn.Module):
     """A VQGAN's objective (our choice), the tokenizer as generator:
@@ -314,9 +307,9 @@ class TokenizerLoss(nn.Module):
         discriminator = sum(0 * p.sum() for p in D.parameters())
         if adversarial:
             D.requires_grad_(False)  # constant in the generator's loss
-            generator -= self.adversarial_weight * D(recon).float().mean()
+            generator -= self.adversarial_weight * D(recon).mean()
             D.requires_grad_(True)
-            real, fake = D(video).float(), D(recon.detach()).float()
+            real, fake = D(video), D(recon.detach())
             discriminator = (F.relu(1 - real) + F.relu(1 + fake)).mean()
             logs["discriminator"] = discriminator
         loss = logs["loss"] = generator + discriminator
@@ -330,8 +323,7 @@ class TokenizerLoss(nn.Module):
             loss += self.perceptual_weight * perceptual
         return loss
 
-# ---------------------------------------------------------------------------
-# plumbing: checkpoints
+# ---- plumbing: checkpoints ----
 
 SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 

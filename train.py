@@ -1,7 +1,7 @@
 """train.py: the four trainings (Sec. 3.2, Sec. 4.1 "Training").
 
     --stage 0   the tokenizer: clips of 1, then 17, then 65 frames
-    --stage 1   the language model: images, i.e. clips of one frame
+    --stage 1   the language model: images
     --stage 2   images and clips of 17 frames
     --stage 3   images and clips of 65 frames, these by Eq. (2)
 
@@ -10,10 +10,9 @@
         --data shards --out runs/7b
 
 Stages 2 and 3 start from the stage before; 1 to 3 use the tokenizer in --out,
-or the shipped toy's. Into --out go tokenizer.pt, stage1.pt ... and
-metrics.jsonl, one line per step. Sample i of step s is a pure function of
-(seed, stage, s, i): a resumed run continues exactly, and the number of
-processes changes nothing.
+or the shipped toy's. --out gets tokenizer.pt, stage1.pt ... and metrics.jsonl.
+Sample i of step s depends on (seed, stage, s, i) alone, so a resumed run
+continues exactly, on any number of processes.
 """
 import argparse
 import dataclasses
@@ -41,8 +40,8 @@ from tokenizer import (TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss,
 NAMES = ["tokenizer", "stage1", "stage2", "stage3"]
 FRAMES = [65, 1, 17, 65]  # of the longest clips of each stage
 EARLY = 17  # frames that weigh more in Eq. (2)
-# Steps, batch size, learning rate and warm-up steps of each stage (Sec. 4.1,
-# but for the batch of stage 1 and the last two numbers of stage 0: ours)
+# Steps, batch size, learning rate and warm-up steps of each stage (Sec. 4.1;
+# our choice: the batch of stage 1, the last two numbers of stage 0)
 PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (200_000, 512, 1e-4, 10_000), (100_000, 256, 1e-4, 10_000)]
 TOY = [(3000, 2, 2e-3, 100), (1000, 16, 2e-3, 100),
@@ -51,23 +50,20 @@ TOY = [(3000, 2, 2e-3, 100), (1000, 16, 2e-3, 100),
 FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
                 "34-49": (9, 13), "50-65": (13, 17)}
 
-# ---------------------------------------------------------------------------
-# short to long
+# ---- short to long ----
 
 def frames_of_step(args, step):
     """The frames of each clip of this step."""
-    longest = FRAMES[args.stage]
-    if args.stage == 0:  # our choice: the paper says 1, 17, 65, not when
-        done = step / args.steps
-        longest = 1 if done < 0.4 else 17 if done < 0.9 else 65
     if args.image_every and step % args.image_every == 0:  # our choice
         return 1
-    return longest
+    if args.stage:
+        return FRAMES[args.stage]
+    done = step / args.steps  # our choice: the paper says 1, 17, 65, not when
+    return 1 if done < 0.4 else 17 if done < 0.9 else 65
 
 def micro_batches(args, step, rank, ranks):
-    """This rank's part of a step: lists of keys (step, i, frames), each of
-    which names a sample of `Clips`. A step of shorter clips has more of
-    them, so that the number of tokens stays equal."""
+    """This rank's samples of a step, lists of keys (step, i, frames). Of
+    shorter clips there are more, so that the number of tokens stays equal."""
     frames = frames_of_step(args, step)
     more = latent_frames(FRAMES[args.stage]) // latent_frames(frames)
     n, micro = args.batch_size // ranks * more, args.micro_batch * more
@@ -87,8 +83,7 @@ def parameter_groups(network):
     for name, p in network.named_parameters():
         table = name.endswith(("codebook", "embed_tokens.weight"))
         (decay if p.ndim == 2 and not table else rest).append(p)
-    return [{"params": decay, "weight_decay": 0.1},
-            {"params": rest, "weight_decay": 0.0}]
+    return [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
 
 def decoder_loss(model, config, text, tokens, captions, lambda_):
     """Eq. (1) of images and short clips, Eq. (2) of long ones.
@@ -101,15 +96,13 @@ def decoder_loss(model, config, text, tokens, captions, lambda_):
     prefix = prefix_tokens(config, [text.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
     early = latent_frames(EARLY)
-    loss, losses = model(fed, targets, early * h * w,
-                         lambda_ if t > early else 0.0)
+    loss, losses = model(fed, targets, early * h * w, lambda_ if t > early else 0.0)
     losses = losses.view(B, t, h * w)
     return loss, {"loss": loss.detach(), "unweighted_loss": losses.mean(),
                   **{f"loss_{name}": losses[:, a:b].mean()
                      for name, (a, b) in FRAME_RANGES.items() if a < t}}
 
-# ---------------------------------------------------------------------------
-# the training loop
+# ---- the training loop ----
 
 def main():
     args = parse()
@@ -125,8 +118,7 @@ def main():
         config, digest = config_of(args, saved, preset), None
         size = config.resolution
         network = VideoTokenizer(config)
-        objective = TokenizerLoss(network, args.adversarial_weight,
-                                  args.perceptual_weight)
+        objective = TokenizerLoss(network, args.adversarial_weight, args.perceptual_weight)
         players = [network, objective.discriminator]
         compiled = [network.encoder, network.decoder]
     else:
@@ -146,15 +138,16 @@ def main():
         module.compile(dynamic=False)
     if args.compile and stage:
         network.loss = torch.compile(network.loss, dynamic=False)
-    if args.fsdp:
-        shard(network, args.dtype)
+    if args.fsdp:  # each rank keeps a slice of all weights and moments
+        policy = MixedPrecisionPolicy(getattr(torch, args.dtype), torch.float32)
+        for module in (*network.model.layers, network):
+            fully_shard(module, mp_policy=policy)
     optimizer = torch.optim.AdamW(parameter_groups(objective), lr=args.lr,
                                   betas=(0.9, 0.95), fused=True)
     start = restore(saved, resumed, network, objective, optimizer)
     model = objective
     if ranks > 1 and not args.fsdp:
-        model = DistributedDataParallel(
-            objective, broadcast_buffers=False)  # they are equal anyway
+        model = DistributedDataParallel(objective, broadcast_buffers=False)
 
     # the data
     clips, validation = (Clips(args.data, args.seed, stage, size, kept)
@@ -174,8 +167,7 @@ def main():
             if x.dtype == torch.uint8:  # video, drawn just now
                 with torch.no_grad():
                     x = tokenizer.encode(to_float(x))
-            return decoder_loss(model, config, text, x, captions,
-                                args.lambda_)
+            return decoder_loss(model, config, text, x, captions, args.lambda_)
 
     @torch.no_grad()
     def validate():
@@ -183,8 +175,7 @@ def main():
         keys = [[(0, i, FRAMES[stage])] for i in range(8)]
         logs = [loss_of(batch, step=0)[1] for batch in
                 torch.utils.data.DataLoader(validation, batch_sampler=keys)]
-        return sum(x.get("unweighted_loss", x["loss"]).item()
-                   for x in logs) / 8
+        return sum(x.get("unweighted_loss", x["loss"]).item() for x in logs) / 8
 
     log = None
     bar = tqdm(range(start, args.steps), NAMES[stage], args.steps,
@@ -210,8 +201,7 @@ def main():
                 totals[name] += x * len(micro) / n
 
         # the optimizer step
-        norms = [torch.nn.utils.clip_grad_norm_(p.parameters(), 1.0)
-                 for p in players]
+        norms = [torch.nn.utils.clip_grad_norm_(p.parameters(), 1.0) for p in players]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if stage == 0:
@@ -234,14 +224,12 @@ def main():
             log(line)
         bar.set_postfix(loss=line["loss"], frames=frames)
         if saving:
-            save(path, args, config, digest, step + 1, network, objective,
-                 optimizer)
+            save(path, args, config, digest, step + 1, network, objective, optimizer)
     if dist.is_initialized():
         dist.barrier()  # until rank 0 has saved
         dist.destroy_process_group()
 
-# ---------------------------------------------------------------------------
-# plumbing: processes, checkpoints, logs, arguments
+# ---- plumbing: processes, checkpoints, logs, arguments ----
 
 def start_processes(args):
     """-> rank, number of ranks, device. torchrun sets the environment."""
@@ -250,8 +238,7 @@ def start_processes(args):
     if args.fsdp and (args.stage == 0 or "RANK" not in os.environ):
         raise ValueError("--fsdp is for stages 1 to 3 under torchrun")
     if args.batch_size % ranks:
-        raise ValueError(f"{ranks} processes cannot share "
-                         f"--batch-size {args.batch_size} equally")
+        raise ValueError(f"{ranks} processes cannot share --batch-size {args.batch_size}")
     args.micro_batch = min(args.micro_batch, args.batch_size // ranks)
     if args.device == "cuda" and ranks > 1:
         args.device = "cuda:" + os.environ["LOCAL_RANK"]
@@ -259,14 +246,6 @@ def start_processes(args):
     if ranks > 1 or args.fsdp:
         dist.init_process_group()  # gloo on a CPU, NCCL on GPUs
     return rank, ranks, torch.device(args.device)
-
-def shard(network, dtype):
-    """FSDP2: every rank keeps a slice of all weights, gradients and moments
-    in float32, and computes in `dtype`."""
-    policy = MixedPrecisionPolicy(param_dtype=getattr(torch, dtype),
-                                  reduce_dtype=torch.float32)
-    for module in (*network.model.layers, network):
-        fully_shard(module, mp_policy=policy, reshard_after_forward=True)
 
 def starting_point(args, path):
     """-> the checkpoint to start from or None, and whether to resume it."""
@@ -279,8 +258,7 @@ def starting_point(args, path):
     if resumed:
         source, kind = path, NAMES[args.stage]
     elif source == before and not before.exists():
-        raise ValueError(f"no {before}: train stage {args.stage - 1} first, "
-                         "or use --init none")
+        raise ValueError(f"no {before}: train stage {args.stage - 1} first, or use --init none")
     saved = None if source == "none" else read_checkpoint(source, kind)
     if source == before and saved["step"] < saved["args"]["steps"]:
         raise ValueError(f"{before} is at step {saved['step']} of "
@@ -293,8 +271,6 @@ def starting_point(args, path):
         then = saved["args"].get(name)
         if now != then:
             raise ValueError(f"{path} has {name} {then}, not {now}")
-    if resumed and "optimizer" not in saved:
-        raise ValueError(f"{path} holds weights only: --overwrite it")
     return saved, resumed
 
 def settings(args):
@@ -322,8 +298,7 @@ def tokenizer_of(args, saved, device):
     folders = args.data.split(",") if args.data != "toy" else ()
     for other in (saved, *map(read_meta, folders)):
         if other and other["tokenizer_hash"] != digest:
-            raise ValueError("--data or the checkpoint to start from is of "
-                             "another tokenizer")
+            raise ValueError("--data or the checkpoint to start from is of another tokenizer")
     return tokenizer, digest
 
 def restore(saved, resumed, network, objective, optimizer):
@@ -334,15 +309,13 @@ def restore(saved, resumed, network, objective, optimizer):
         dcp.set_model_state_dict(network, saved["weights"], options=whole)
     if not resumed:
         return 0
-    dcp.set_optimizer_state_dict(objective, optimizer, saved["optimizer"],
-                                 options=whole)
+    dcp.set_optimizer_state_dict(objective, optimizer, saved["optimizer"], options=whole)
     if "discriminator" in saved:
         objective.discriminator.load_state_dict(saved["discriminator"])
     return saved["step"]
 
 def save(path, args, config, digest, step, network, objective, optimizer):
-    """Put the whole state together on rank 0, write it to a file beside
-    `path`, and let that take its place."""
+    """Write the whole state beside `path`, and let it take its place."""
     whole = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
     checkpoint = {
         "kind": NAMES[args.stage], "step": step, "args": settings(args),
@@ -366,12 +339,11 @@ def open_log(args, start):
     """-> log(line). Cuts metrics.jsonl back to where this run starts."""
     path, part = args.out / "metrics.jsonl", args.out / "metrics.tmp"
     before = path.read_text().splitlines(True) if path.exists() else []
-    with open(part, "w") as f:
-        for text in before:
-            # a kill may have left half a line
-            line = json.loads(text) if text.endswith("\n") else None
-            if line and (line["stage"] != args.stage or line["step"] < start):
-                f.write(text)
+    # a kill may have left half a line
+    lines = [json.loads(x) for x in before if x.endswith("\n")]
+    part.write_text("".join(
+        json.dumps(m) + "\n" for m in lines
+        if m["stage"] != args.stage or m["step"] < start))
     part.replace(path)
     if args.logger == "wandb":  # what tensorboard gets, goes there, too
         import wandb
@@ -399,8 +371,8 @@ def parse():
     add("--stage", type=int, choices=range(4), required=True)
     add("--preset", choices=PRESETS, default="toy")
     add("--out", type=Path, default="out", help="folder")
-    add("--data", default="toy", help="or folders of token shards, with "
-        "commas between; in stage 0 a folder of videos and images")
+    add("--data", default="toy", help="or folders of token shards, with commas "
+        "between; for stage 0 a folder of videos and images")
     add("--steps", type=int)
     add("--batch-size", type=int, help="clips of the longest length")
     add("--micro-batch", type=int, help="of these, at once in a process")
@@ -428,8 +400,8 @@ def parse():
         add("--" + name.replace("_", "-"), **many)
     args = p.parse_args()
     toy = args.preset == "toy"
-    defaults = (TOY if toy else PAPER)[args.stage]
-    for name, x in zip(("steps", "batch_size", "lr", "warmup"), defaults):
+    names = "steps", "batch_size", "lr", "warmup"
+    for name, x in zip(names, (TOY if toy else PAPER)[args.stage]):
         if vars(args)[name] is None:
             vars(args)[name] = x
     if args.micro_batch is None:
