@@ -188,17 +188,16 @@ def to_uint8(video):
     video = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return video.movedim(-4, -1).contiguous().cpu().numpy()
 
-# ---- token shards: PART.t17.tokens.npy uint16 (N, t, h, w) for clips of 17
-# latent frames with PART.t17.captions.jsonl, and PART.json once all is there
+# ---- token shards: PART.t17.tokens.npy with PART.t17.captions.jsonl ... ----
 
 def read_meta(folder):
     """What describes the clips and the tokenizer of a folder of shards."""
     return json.loads(Path(folder, "meta.json").read_text())
 
 class TokenShards:
-    """The clips of folders of shards, with commas between, that have at
-    least `latents` latent frames, cut to that length; None: all, whole.
-    shards[i] -> (tokens int64 (latents, h, w), caption)."""
+    """The clips of comma-separated folders that have at least `latents`
+    latent frames, cut to that many (None: uncut). shards[i] -> (tokens
+    int64 (latents, h, w), caption)."""
 
     def __init__(self, folders, latents=None):
         self.latents, self.files = latents, []
@@ -250,7 +249,7 @@ class Clips(torch.utils.data.Dataset):
     def __getitem__(self, key):
         step, i, frames = key
         rng = np.random.default_rng([self.seed, self.stage, step, i, self.validation])
-        drop = rng.random() < 0.1  # our choice
+        drop = rng.random() < 0.1 and not self.validation  # our choice
         if self.source == "toy":
             clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:

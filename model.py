@@ -43,7 +43,7 @@ class ModelConfig:
     def max_len(self):
         return self.text_len + 3 + math.prod(self.latent_shape)
 
-    # Special tokens. <eoi>, the last of the paper's 4356, is never fed.
+    # Special tokens; <eoi>, our guess at the last of 4356, is never fed.
     pad = property(lambda self: self.text_vocab + self.video_vocab)
     sot = property(lambda self: self.pad + 1)
     eot = property(lambda self: self.pad + 2)
@@ -73,7 +73,7 @@ def prefix_tokens(config, texts):
 
 class KVCache:
     """The keys and values of earlier tokens. Attention reads the filled
-    positions; if compiled, these rounded up to whole quarters, as
+    positions; when compiled, up to the next quarter of all, as
     torch.compile makes a graph for each length."""
 
     def __init__(self, model, batch, compiled=False):
@@ -137,7 +137,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is None:
             x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # the same by its definition: faster for few queries
+        else:  # attention written out: faster for few queries
             k, v = cache.update(layer, k, v)
             scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
             scores = scores.masked_fill(cache.future, -math.inf)
@@ -207,7 +207,7 @@ class Llama(nn.Module):
 
     def forward(self, tokens, targets=None, early_tokens=0, lambda_=0.0):
         """tokens (B, S) int64 -> logits (B, S, vocab_size). With targets
-        (B, L), v1 ... vL where tokens end with <soi> v1 ... v(L-1): what
+        v1 ... vL (B, L), where tokens end in <soi> v1 ... v(L-1): what
         `weighted_loss` returns."""
         x = self.model(tokens)
         if targets is None:

@@ -9,7 +9,7 @@ the top k of the guided distribution (k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
     next   ~ softmax(top_k(guided / temperature))
 
 To go on, the clip is decoded, its last 5 frames are encoded anew as 2 latent
-frames, now with the tokens that the *start* of a clip has, and the model
+frames, now without a past, as at the *start* of a clip, and the model
 writes the other 15: 60 new frames. So a minute is 390 frames in 7 clips.
 This file knows nothing about training.
 """
@@ -149,7 +149,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
 
 def scene_at(prompt, second):
     """The prompt of a clip that begins at `second`. Of scenes [(second,
-    string), ...] the last that begins before its middle, 4.6 s later."""
+    string), ...] the last that begins before the clip's middle."""
     if isinstance(prompt, str):
         return prompt
     return [words for begin, words in prompt if begin <= second + 4.6][-1]
@@ -190,8 +190,8 @@ def autocast(device, dtype=None):
     return torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16")
 
 def set_threads(model):
-    """One thread for a small model on a CPU, unless OMP_NUM_THREADS is set: of
-    two, beside a busy process, one always waits for the other."""
+    """One thread for a small model, unless OMP_NUM_THREADS is set: on a CPU,
+    threads stall each other as soon as another process is busy."""
     small = sum(p.numel() for p in model.parameters()) < 20e6
     if small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
@@ -224,7 +224,7 @@ def write_video(path, clips, fps=FPS):
             part.unlink(missing_ok=True)
 
 def check_out(path, source=None):
-    """Before any work: whether `write_video` keeps the video `source`."""
+    """Refuse an --out that would overwrite the video `source`."""
     if not path.endswith(".mp4"):
         raise ValueError("--out must end in .mp4")
     written = Path(path), Path(path).with_suffix(".part.mp4")

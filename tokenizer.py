@@ -44,7 +44,7 @@ class TokenizerConfig:
             raise ValueError("a tokenizer has four levels (8x8x4) and 1 to 65536 codes")
 
 TOKENIZER_PRESETS = {
-    # the encoder sees little beyond 8x8 pixels: plain ground has one token
+    # an encoder that sees little around 8x8 pixels: plain ground is one code
     "toy": TokenizerConfig(
         resolution=64, codebook_size=384, base_channels=16,
         multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 1, 1),
@@ -113,7 +113,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # images train only the second half: start equal
+        if temporal:  # images never train the first half: copy the second
             for p in self.conv.parameters():
                 p.data[:len(p) // 2] = p.data[len(p) // 2:]
 
@@ -222,7 +222,6 @@ class ClusteringVQ(nn.Module):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.multinomial(errors.cpu(), M, replacement=True, generator=generator)
         a = torch.exp(-10 * self.usage * M / (1 - self.decay))[:, None]
-        # this also puts all codes back on the unit sphere
         self.codebook.copy_((1 - a) * codes + a * latents[rows])
 
 def of_all_ranks(x):

@@ -12,7 +12,7 @@
 Stages 2 and 3 start from the stage before; 1 to 3 use the tokenizer in --out,
 or the shipped toy's. --out gets tokenizer.pt, stage1.pt ... and metrics.jsonl.
 Sample i of step s depends on (seed, stage, s, i) alone, so a resumed run
-continues exactly, on any number of processes.
+continues exactly and any number of processes sees the same batches.
 """
 import argparse
 import dataclasses
@@ -63,7 +63,7 @@ def frames_of_step(args, step):
 
 def micro_batches(args, step, rank, ranks):
     """This rank's samples of a step, lists of keys (step, i, frames). Of
-    shorter clips there are more, so that the number of tokens stays equal."""
+    shorter clips there are more, with about as many tokens."""
     frames = frames_of_step(args, step)
     more = latent_frames(FRAMES[args.stage]) // latent_frames(frames)
     n, micro = args.batch_size // ranks * more, args.micro_batch * more
@@ -86,7 +86,7 @@ def parameter_groups(network):
     return [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
 
 def decoder_loss(model, config, text, tokens, captions, lambda_):
-    """Eq. (1) of images and short clips, Eq. (2) of long ones.
+    """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones.
 
     tokens (B, t, h, w) int64 -> loss, and what to log: {name: scalar}
     """
@@ -173,7 +173,7 @@ def main():
     def validate():
         """The mean loss of 8 clips of the longest length, kept for this."""
         keys = [[(0, i, FRAMES[stage])] for i in range(8)]
-        logs = [loss_of(batch, step=0)[1] for batch in
+        logs = [loss_of(batch, step=-1)[1] for batch in  # no discriminator
                 torch.utils.data.DataLoader(validation, batch_sampler=keys)]
         return sum(x.get("unweighted_loss", x["loss"]).item() for x in logs) / 8
 
@@ -201,7 +201,7 @@ def main():
                 totals[name] += x * len(micro) / n
 
         # the optimizer step
-        norms = [torch.nn.utils.clip_grad_norm_(p.parameters(), 1.0) for p in players]
+        norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0) for net in players]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if stage == 0:
@@ -210,7 +210,7 @@ def main():
         # what happened
         for x in totals.values() if ranks > 1 else ():
             dist.all_reduce(x.div_(ranks))
-        frames, seconds = micro[0][2], time.perf_counter() - began
+        frames, seconds = frames_of_step(args, step), time.perf_counter() - began
         tokens = n * ranks * latent_frames(frames) * (size // 8) ** 2
         line = {"stage": stage, "step": step, "frames": frames, "lr": lr,
                 **{name: x.item() for name, x in totals.items()},
@@ -375,7 +375,7 @@ def parse():
         "between; for stage 0 a folder of videos and images")
     add("--steps", type=int)
     add("--batch-size", type=int, help="clips of the longest length")
-    add("--micro-batch", type=int, help="of these, at once in a process")
+    add("--micro-batch", type=int, help="clips at once on a device")
     add("--lr", type=float)
     add("--warmup", type=int)
     add("--image-every", type=int, default=5, help="steps; 0 is never")
@@ -418,5 +418,5 @@ if __name__ == "__main__":
         main()
     except ModuleNotFoundError as e:
         sys.exit(f"train.py: pip install {e.name}")
-    except (ValueError, OSError) as e:  # a worker's has a traceback before
+    except (ValueError, OSError) as e:  # of a worker's only the last line
         sys.exit("train.py: " + str(e).strip().rpartition("\n")[2])

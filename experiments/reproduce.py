@@ -17,27 +17,27 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# The section of docs/results.md, the claim, and what decides: the difference
+# The section of docs/results.md, the claim, and the difference measured
 # that the script lists first, in few words.
 CLAIMS = {
     "fig3": ("Fig. 3", "late frames have the smaller loss",
-             "loss of frames 1-17 minus 18-65"),
+             "loss: frames 1-17 - frames 18-65"),
     "fig5": ("Fig. 5", "short to long keeps objects",
-             "right objects, minus direct training"),
+             "share of right objects: staged - direct"),
     "fig6": ("Fig. 6", "re-encoding keeps quality",
-             "right videos, minus old tokens"),
+             "share of right videos: re-encoded - old tokens"),
     "fig7": ("Fig. 7", "greedy decoding loses motion",
-             "change per frame, top-50 minus greedy"),
+             "change per frame: top-50 - greedy"),
     "fig9": ("Fig. 9", "new wordings are followed",
-             "right videos, minus trained wordings"),
+             "share of right videos: new - trained wordings"),
     "fig10": ("Fig. 10", "CVQ uses more codes",
-              "share of codes, minus plain VQ"),
+              "share of codes used: CVQ - plain VQ"),
     "tab1": ("Tab. 1", "larger models are better",
-             "text match, 5.6 M minus 0.3 M"),
+             "text match: 5.6 M - 0.3 M"),
     "length": ("Length", "minutes are as good as seconds",
-               "right videos, last 10 s minus first"),
+               "share of right videos: last 10 s - first"),
     "guidance": ("Guidance", "guidance helps to follow the text",
-                 "text match, scale 7.5 minus 1"),
+                 "text match: scale 7.5 - 1"),
 }
 ANSWERS = {True: "yes", False: "**no**", None: "cannot tell"}
 
@@ -72,7 +72,7 @@ def difference(what, mean, half):
 
 
 def readme_table():
-    lines = ["| where | claim | what decides | here | answer |",
+    lines = ["| where | claim | difference measured | here | answer |",
              "|---|---|---|---|---|"]
     for name, (title, claim, what) in CLAIMS.items():
         if found := measured(name):
