@@ -188,7 +188,7 @@ def to_uint8(video):
     video = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return video.movedim(-4, -1).contiguous().cpu().numpy()
 
-# ---- token shards: PART.t17.tokens.npy with PART.t17.captions.jsonl ... ----
+# ---- token shards: PART.t17.tokens.npy, .captions.jsonl; PART.json when done ----
 
 def read_meta(folder):
     """What describes the clips and the tokenizer of a folder of shards."""

@@ -73,7 +73,7 @@ def prefix_tokens(config, texts):
 
 class KVCache:
     """The keys and values of earlier tokens. Attention reads the filled
-    positions; when compiled, up to the next quarter of all, as
+    positions, when compiled rounded up to quarters of max_len, as
     torch.compile makes a graph for each length."""
 
     def __init__(self, model, batch, compiled=False):

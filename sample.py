@@ -140,7 +140,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
                                 temperature, generators, compiled, quiet,
                                 cache)
         tokens = torch.cat([known, codes.view(B, -1, h, w)], 1)
-        # decoded one by one: a batch may round a pixel otherwise
+        # one by one: in a batch, pixels may round differently
         clip = [to_uint8(tokenizer.decode(t)) for t in tokens.split(1)]
         clip = np.concatenate(clip)  # (B, T, H, W, 3)
         context = clip[:, -CONTEXT:]  # uint8, as written to a file
@@ -149,7 +149,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
 
 def scene_at(prompt, second):
     """The prompt of a clip that begins at `second`. Of scenes [(second,
-    string), ...] the last that begins before the clip's middle."""
+    string), ...] the last to begin within 4.6 s of that, half a clip."""
     if isinstance(prompt, str):
         return prompt
     return [words for begin, words in prompt if begin <= second + 4.6][-1]
@@ -236,7 +236,7 @@ def parse():
     add, cuda = p.add_argument, torch.cuda.is_available()
     add("--prompt", default="")
     add("--at", nargs=2, action="append", default=[],
-        metavar=("SECOND", "PROMPT"), help="another prompt from then on")
+        metavar=("SECOND", "PROMPT"), help="from the nearest clip on")
     add("--continue-from", metavar="VIDEO", help="go on from its end")
     add("--ckpt", help="folder or stageN.pt")
     add("--seconds", type=float, default=10)
@@ -255,8 +255,9 @@ def parse():
     if not math.isfinite(args.cfg_scale or 0) or args.seed < 0:
         raise ValueError("--cfg-scale must be finite, --seed at least 0")
     later = sorted((float(second), prompt) for second, prompt in args.at)
-    if not all(0 < second < args.seconds for second, _ in later):
-        raise ValueError("--at needs a second inside the video")
+    last = max(np.arange(10, args.seconds, 60 / FPS), default=0) + 4.6
+    if not all(0 < second <= last for second, _ in later):
+        raise ValueError(f"--at needs a second up to {last:.1f}")
     args.scenes = [(0, args.prompt), *later]
     check_out(args.out, args.continue_from)
     return args

@@ -44,7 +44,7 @@ class TokenizerConfig:
             raise ValueError("a tokenizer has four levels (8x8x4) and 1 to 65536 codes")
 
 TOKENIZER_PRESETS = {
-    # an encoder that sees little around 8x8 pixels: plain ground is one code
+    # a small receptive field, so that all plain background gets one code
     "toy": TokenizerConfig(
         resolution=64, codebook_size=384, base_channels=16,
         multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 1, 1),

@@ -258,7 +258,7 @@ def starting_point(args, path):
     if resumed:
         source, kind = path, NAMES[args.stage]
     elif source == before and not before.exists():
-        raise ValueError(f"no {before}: train stage {args.stage - 1} first, or use --init none")
+        raise ValueError(f"no {before}: train stage {args.stage - 1} first")
     saved = None if source == "none" else read_checkpoint(source, kind)
     if source == before and saved["step"] < saved["args"]["steps"]:
         raise ValueError(f"{before} is at step {saved['step']} of "
@@ -298,7 +298,7 @@ def tokenizer_of(args, saved, device):
     folders = args.data.split(",") if args.data != "toy" else ()
     for other in (saved, *map(read_meta, folders)):
         if other and other["tokenizer_hash"] != digest:
-            raise ValueError("--data or the checkpoint to start from is of another tokenizer")
+            raise ValueError("--data or the checkpoint has another tokenizer")
     return tokenizer, digest
 
 def restore(saved, resumed, network, objective, optimizer):
@@ -418,5 +418,5 @@ if __name__ == "__main__":
         main()
     except ModuleNotFoundError as e:
         sys.exit(f"train.py: pip install {e.name}")
-    except (ValueError, OSError) as e:  # of a worker's only the last line
+    except (ValueError, OSError) as e:  # skip a worker's traceback
         sys.exit("train.py: " + str(e).strip().rpartition("\n")[2])

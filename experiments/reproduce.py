@@ -21,23 +21,23 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # that the script lists first, in few words.
 CLAIMS = {
     "fig3": ("Fig. 3", "late frames have the smaller loss",
-             "loss: frames 1-17 - frames 18-65"),
+             "loss: frames 1 to 17 minus 18 to 65"),
     "fig5": ("Fig. 5", "short to long keeps objects",
-             "share of right objects: staged - direct"),
+             "share of right objects: staged minus direct"),
     "fig6": ("Fig. 6", "re-encoding keeps quality",
-             "share of right videos: re-encoded - old tokens"),
+             "share of right videos: re-encoded minus not"),
     "fig7": ("Fig. 7", "greedy decoding loses motion",
-             "change per frame: top-50 - greedy"),
+             "change per frame: top-50 minus greedy"),
     "fig9": ("Fig. 9", "new wordings are followed",
-             "share of right videos: new - trained wordings"),
+             "share of right videos: new minus trained"),
     "fig10": ("Fig. 10", "CVQ uses more codes",
-              "share of codes used: CVQ - plain VQ"),
+              "share of codes used: CVQ minus plain VQ"),
     "tab1": ("Tab. 1", "larger models are better",
-             "text match: 5.6 M - 0.3 M"),
+             "text match: 5.6 M minus 0.3 M"),
     "length": ("Length", "minutes are as good as seconds",
-               "share of right videos: last 10 s - first"),
+               "share of right videos: last 10 s minus first"),
     "guidance": ("Guidance", "guidance helps to follow the text",
-                 "text match: scale 7.5 - 1"),
+                 "text match: scale 7.5 minus scale 1"),
 }
 ANSWERS = {True: "yes", False: "**no**", None: "cannot tell"}
 

@@ -68,8 +68,8 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "another tokenizer" in fails("sample.py", *ask, "--ckpt", tmp_path)
     (tmp_path / "stage3.pt").write_bytes(b"PK\3\4 rubbish")
     assert "no checkpoint" in fails("sample.py", *ask, "--ckpt", tmp_path)
-    for flags in ([20, "b"], [0, "b"]):
-        assert "inside the video" in fails("sample.py", *ask, "--at", *flags)
+    for flags in ([5, "b"], [0, "b"]):
+        assert "up to 4.6" in fails("sample.py", *ask, "--at", *flags)
     assert "could not convert" in fails("sample.py", *ask, "--at", "soon", "b")
     assert out.read_text() == "precious"
 
