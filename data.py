@@ -64,7 +64,7 @@ COLORS = {"red": (220, 50, 40), "green": (60, 180, 75),
           "purple": (150, 60, 190), "white": (240, 240, 240)}
 BACKGROUNDS = {"black": (10, 10, 10), "gray": (110, 110, 110), "navy": (20, 30, 70)}
 RADII = {"small": 8, "large": 12}  # pixels
-# Pixels per frame along each axis: one or two whole tokens per latent frame
+# Pixels per frame along each axis: 1 or 2 tokens (8 pixels) per 4 frames
 SPEEDS = {"slowly": 2, "quickly": 4}
 MOTIONS = {"left and right": (1, 0), "up and down": (0, 1), "diagonally": (1, 1)}
 TOY = {"shape": ["circle", "square", "triangle"], "size": list(RADII),

@@ -43,7 +43,7 @@ class ModelConfig:
     def max_len(self):
         return self.text_len + 3 + math.prod(self.latent_shape)
 
-    # Special tokens; <eoi>, our guess at the last of 4356, is never fed.
+    # Special tokens; <eoi>, our guess at the 4356th, is never used.
     pad = property(lambda self: self.text_vocab + self.video_vocab)
     sot = property(lambda self: self.pad + 1)
     eot = property(lambda self: self.pad + 2)
@@ -73,7 +73,7 @@ def prefix_tokens(config, texts):
 
 class KVCache:
     """The keys and values of earlier tokens. Attention reads the filled
-    positions, when compiled rounded up to quarters of max_len, as
+    positions, rounded up to quarters of max_len if compiled, as
     torch.compile makes a graph for each length."""
 
     def __init__(self, model, batch, compiled=False):

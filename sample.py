@@ -149,7 +149,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
 
 def scene_at(prompt, second):
     """The prompt of a clip that begins at `second`. Of scenes [(second,
-    string), ...] the last to begin within 4.6 s of that, half a clip."""
+    string), ...] the last to begin by `second` + 4.6, half a clip."""
     if isinstance(prompt, str):
         return prompt
     return [words for begin, words in prompt if begin <= second + 4.6][-1]
@@ -255,9 +255,10 @@ def parse():
     if not math.isfinite(args.cfg_scale or 0) or args.seed < 0:
         raise ValueError("--cfg-scale must be finite, --seed at least 0")
     later = sorted((float(second), prompt) for second, prompt in args.at)
-    last = max(np.arange(10, args.seconds, 60 / FPS), default=0) + 4.6
-    if not all(0 < second <= last for second, _ in later):
-        raise ValueError(f"--at needs a second up to {last:.1f}")
+    first = 60 if args.continue_from else 65  # frames of the first clip
+    begins = [0, *np.arange(first, round(FPS * args.seconds), 60) / FPS]
+    if not all(0 < second <= begins[-1] + 4.6 for second, _ in later):
+        raise ValueError(f"--at needs a second up to {begins[-1] + 4.6:.1f}")
     args.scenes = [(0, args.prompt), *later]
     check_out(args.out, args.continue_from)
     return args

@@ -113,7 +113,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # images never train the first half: copy the second
+        if temporal:  # an image drops p = 0: it begins as a copy of p = 1
             for p in self.conv.parameters():
                 p.data[:len(p) // 2] = p.data[len(p) // 2:]
 
