@@ -64,7 +64,7 @@ COLORS = {"red": (220, 50, 40), "green": (60, 180, 75),
           "purple": (150, 60, 190), "white": (240, 240, 240)}
 BACKGROUNDS = {"black": (10, 10, 10), "gray": (110, 110, 110), "navy": (20, 30, 70)}
 RADII = {"small": 8, "large": 12}  # pixels
-# Pixels per frame along each axis: 1 or 2 tokens (8 pixels) per 4 frames
+# Pixels per frame along each axis: 1 or 2 tokens of 8 pixels per 4 frames
 SPEEDS = {"slowly": 2, "quickly": 4}
 MOTIONS = {"left and right": (1, 0), "up and down": (0, 1), "diagonally": (1, 1)}
 TOY = {"shape": ["circle", "square", "triangle"], "size": list(RADII),
@@ -188,7 +188,7 @@ def to_uint8(video):
     video = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return video.movedim(-4, -1).contiguous().cpu().numpy()
 
-# ---- token shards: PART.t17.tokens.npy, .captions.jsonl; PART.json when done ----
+# ---- token shards: P.t17.tokens.npy, P.t17.captions.jsonl; P.json when done ----
 
 def read_meta(folder):
     """What describes the clips and the tokenizer of a folder of shards."""
@@ -277,7 +277,7 @@ class Clips(torch.utils.data.Dataset):
         """One at random; for validation, of the last 64th."""
         n, kept = len(items), max(1, len(items) // 64)
         if not n:
-            raise ValueError(f"{self.source} holds no clips so long")
+            raise ValueError(f"{self.source} has no clips that long")
         if self.validation:
             return items[rng.integers(n - kept, n)]
         return items[rng.integers(max(1, n - kept))]

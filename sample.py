@@ -71,24 +71,24 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
     cache = cache or KVCache(model, len(prefix), compiled)
     cache.length = 0
     scale, temperature = torch.tensor([cfg_scale, temperature], device=device)
-    tokens, codes = prefix, []
+    step, tokens, codes = next_codes, prefix, []
     for i in trange(n, unit="token", leave=False, disable=quiet):
         cache.advance(tokens.shape[1])
-        # the long prefix has another shape: not compiled
-        step = compiled_next_codes() if compiled and i else next_codes
         code = step(model, tokens, cache, scale, temperature, noise[i])
+        if compiled:  # after the long prefix, which has another shape
+            step = compiled_next_codes(device.type == "cuda")
         codes.append(code.clone())  # a CUDA graph will write there again
         tokens = (code + config.text_vocab).repeat(1 + guided, 1)
     return torch.cat(codes, 1)
 
 @functools.cache
-def compiled_next_codes():
+def compiled_next_codes(gpu):
     """`next_codes` compiled: a CUDA graph on a GPU, C++ on a CPU, with the
-    weights in a faster layout (freezing)."""
-    gpu = torch.cuda.is_available()
+    weights joined (q, k and v are one product) in a faster layout."""
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.freezing = not gpu
     torch._inductor.config.cpp_wrapper = not gpu
+    torch._inductor.config.cpp.enable_concat_linear = True
     return torch.compile(next_codes, fullgraph=True, dynamic=False,
                          mode="reduce-overhead" if gpu else "default")
 
@@ -148,11 +148,11 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
         made += frames - overlap
 
 def scene_at(prompt, second):
-    """The prompt of a clip that begins at `second`. Of scenes [(second,
-    string), ...] the last to begin by `second` + 4.6, half a clip."""
+    """The prompt of a clip that starts at `second`. From [(start, string),
+    ...] the last with start <= second + 4.6 (30 frames, half a clip)."""
     if isinstance(prompt, str):
         return prompt
-    return [words for begin, words in prompt if begin <= second + 4.6][-1]
+    return [words for start, words in prompt if start <= second + 4.6][-1]
 
 # ---- plumbing: loading, speed, files, arguments ----
 

@@ -6,7 +6,7 @@
       -> Decoder       video (B, 3, T, H, W)
 
 Latent frame 0 holds frame 0 alone, latent frame n holds frames 4n-3 ... 4n.
-Nothing depends on a later frame: an image is a clip of one frame, and the
+No token depends on a later frame: an image is a clip of one frame, and the
 first 5 latent frames of a clip are those of its first 17 frames.
 
 1. Convolutions are padded on the left in time only (`CausalConv3d`).
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         """video (B, 3, T, H, W) -> latents (B, code_dim, t, h, w)."""
         _, C, T, H, W = video.shape
         if C != 3 or T % 4 != 1 or H % 8 or W % 8:
-            raise ValueError(f"video must be (B, 3, 1 + 4k, 8h, 8w), not {tuple(video.shape)}")
+            raise ValueError(f"(B, 3, 1 + 4k, 8h, 8w), not {tuple(video.shape)}")
         x = self.layers(self.conv_in(video))
         return self.conv_out(F.silu(self.norm_out(x)))
 
@@ -113,7 +113,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # an image drops p = 0: it begins as a copy of p = 1
+        if temporal:  # images never train p = 0; it starts equal to p = 1
             for p in self.conv.parameters():
                 p.data[:len(p) // 2] = p.data[len(p) // 2:]
 

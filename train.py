@@ -63,7 +63,7 @@ def frames_of_step(args, step):
 
 def micro_batches(args, step, rank, ranks):
     """This rank's samples of a step, lists of keys (step, i, frames). Of
-    shorter clips there are more, with about as many tokens."""
+    shorter clips there are more, so that tokens stay about equal."""
     frames = frames_of_step(args, step)
     more = latent_frames(FRAMES[args.stage]) // latent_frames(frames)
     n, micro = args.batch_size // ranks * more, args.micro_batch * more
@@ -150,8 +150,8 @@ def main():
         model = DistributedDataParallel(objective, broadcast_buffers=False)
 
     # the data
-    clips, validation = (Clips(args.data, args.seed, stage, size, kept)
-                         for kept in (False, True))
+    clips, validation = (Clips(args.data, args.seed, stage, size, val)
+                         for val in (False, True))
     batches = (keys for step in range(start, args.steps)
                for keys in micro_batches(args, step, rank, ranks))
     loader = iter(torch.utils.data.DataLoader(
@@ -171,7 +171,7 @@ def main():
 
     @torch.no_grad()
     def validate():
-        """The mean loss of 8 clips of the longest length, kept for this."""
+        """The mean loss of 8 validation clips of the longest length."""
         keys = [[(0, i, FRAMES[stage])] for i in range(8)]
         logs = [loss_of(batch, step=-1)[1] for batch in  # no discriminator
                 torch.utils.data.DataLoader(validation, batch_sampler=keys)]
@@ -280,14 +280,14 @@ def settings(args):
     return {k: v for k, v in vars(args).items() if k not in free}
 
 def config_of(args, saved, preset):
-    """The checkpoint's config, or the preset's as the flags change it."""
+    """The checkpoint's config (flags must agree), or preset and flags."""
     config = type(preset)(**saved["config"]) if saved else preset
     flags = {name: tuple(x) if isinstance(x, list) else x
              for name, x in vars(args).items()
              if name in FLAGS and hasattr(config, name) and x is not None}
     changed = dataclasses.replace(config, **flags)
     if saved and (config, saved["args"]["preset"]) != (changed, args.preset):
-        raise ValueError("the checkpoint to start from has another shape")
+        raise ValueError("the checkpoint has another config")
     return changed
 
 def tokenizer_of(args, saved, device):
@@ -315,7 +315,7 @@ def restore(saved, resumed, network, objective, optimizer):
     return saved["step"]
 
 def save(path, args, config, digest, step, network, objective, optimizer):
-    """Write the whole state beside `path`, and let it take its place."""
+    """Write the whole state beside `path`, then rename it."""
     whole = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
     checkpoint = {
         "kind": NAMES[args.stage], "step": step, "args": settings(args),
@@ -359,7 +359,7 @@ def open_log(args, start):
             writer.add_scalar(f"{args.stage}/{name}", x, line["step"])
     return log
 
-# the presets' numbers are flags, too, but for those that tokenizers decide
+# the presets' numbers are flags, unless a tokenizer or FRAMES fixes them
 FLAGS = {f.name: f.type for config in (ModelConfig, TokenizerConfig)
          for f in dataclasses.fields(config)
          if f.type is not str and f.name not in (

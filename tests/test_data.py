@@ -95,7 +95,7 @@ def test_folders_are_drawn_by_their_clips(tiny, tmp_path):
     assert len(validation) == 1 and not any(
         clips[0, i, 65][0].tobytes() in validation for i in range(400))
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="no clips so long"):
+    with pytest.raises(ValueError, match="no clips that long"):
         Clips(str(tmp_path / "none"), 0, 3)[0, 0, 65]
 
 

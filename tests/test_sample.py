@@ -201,7 +201,7 @@ def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeyp
     assert (plain == compiled).all()
     calls = []
     monkeypatch.setattr(sample, "compiled_next_codes",
-                        lambda: calls.append(1) or sample.next_codes)
+                        lambda gpu: calls.append(1) or sample.next_codes)
     for flag in ("--no-compile", "--compile"):
         monkeypatch.setattr(sys, "argv", [
             "sample.py", "--ckpt", str(tiny), "--prompt", PROMPT, "--seconds", "0.2",

@@ -189,7 +189,7 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     odd = run("train.py", "--stage", 1, "--out", tiny, *again, "--batch-size", 3,
               ranks=2, ok=False)
     assert "2 processes cannot share --batch-size 3" in odd.stderr
-    assert "another shape" in wrong(1, *again, "--init", tiny / "stage2.pt", "--dim", 64)
+    assert "another config" in wrong(1, *again, "--init", tiny / "stage2.pt", "--dim", 64)
     assert "has steps 12, not 99" in wrong(
         1, "--resume", *TINY, "--batch-size", 2, "--steps", 99)
     assert "holds tokenizer" in wrong(2, *again, "--init", tiny / "tokenizer.pt")
