@@ -129,7 +129,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
         elif context is not None:
             with autocast(device):
                 known = tokenizer.encode(to_float(context).to(device))
-        # the rest of this clip: `frames` counts the known ones, too
+        # the rest of this clip; frames: with the known ones
         overlap = 0 if context is None else CONTEXT
         frames = min(video_frames(longest), overlap + total - made)
         n = (latent_frames(frames) - known.shape[1]) * h * w

@@ -33,7 +33,7 @@ class TokenizerConfig:
     multipliers: tuple = (1, 2, 2, 4)  # of channels, by level
     temporal: tuple = (False, True, True)  # where time is halved
     encoder_blocks: tuple = (1, 2, 3, 6)  # our choice
-    decoder_blocks: tuple = (2, 2, 3, 5)  # our choice
+    decoder_blocks: tuple = (2, 2, 3, 5)
     encoder_kernel: int = 3
 
     def __post_init__(self):
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         """video (B, 3, T, H, W) -> latents (B, code_dim, t, h, w)."""
         _, C, T, H, W = video.shape
         if C != 3 or T % 4 != 1 or H % 8 or W % 8:
-            raise ValueError(f"(B, 3, 1 + 4k, 8h, 8w), not {tuple(video.shape)}")
+            raise ValueError(f"video is {tuple(video.shape)}, not (B, 3, 1 + 4k, 8h, 8w)")
         x = self.layers(self.conv_in(video))
         return self.conv_out(F.silu(self.norm_out(x)))
 

@@ -110,7 +110,7 @@ def main():
     rank, ranks, device = start_processes(args)
     path = args.out / f"{NAMES[stage]}.pt"
     saved, resumed = starting_point(args, path)
-    torch.manual_seed(args.seed)  # the same initial weights on every rank
+    torch.manual_seed(args.seed)  # the same weights on every rank
 
     # the network
     if stage == 0:
