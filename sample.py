@@ -154,7 +154,7 @@ def scene_at(prompt, second):
         return prompt
     return [words for start, words in prompt if start <= second + 4.6][-1]
 
-# ---- plumbing: loading, speed, files, arguments ----
+# ---- plumbing: loading, speed, arguments ----
 
 def load(path=None, device="cpu"):
     """A trained model: (Llama, VideoTokenizer, TextTokenizer).

@@ -229,7 +229,7 @@ def main():
         dist.barrier()  # until rank 0 has saved
         dist.destroy_process_group()
 
-# ---- plumbing: processes, checkpoints, logs, arguments ----
+# ---- plumbing: processes, files, arguments ----
 
 def start_processes(args):
     """-> rank, number of ranks, device. torchrun sets the environment."""
