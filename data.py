@@ -12,6 +12,7 @@ This file knows nothing about networks.
 import contextlib
 import itertools
 import json
+import zlib
 from collections import deque
 from pathlib import Path
 
@@ -56,83 +57,169 @@ class TextTokenizer:
         """str -> list of ids below n_vocab; absurdly long ones are cut."""
         return self.bpe.encode_ordinary(caption[:4096])
 
-# ---- the toy world: one shape on a plain ground, moving by a rule for ever ----
+# ---- the toy world, a storybook: the camera follows a traveller ----
 
 SIZE = 64  # pixels
-COLORS = {"red": (220, 50, 40), "green": (60, 180, 75),
-          "blue": (50, 90, 220), "yellow": (235, 215, 60),
-          "purple": (150, 60, 190), "white": (240, 240, 240)}
-BACKGROUNDS = {"black": (10, 10, 10), "gray": (110, 110, 110), "navy": (20, 30, 70)}
-RADII = {"small": 8, "large": 12}  # pixels
-# Pixels per frame along each axis: 1 or 2 tokens of 8 pixels per 4 frames
-SPEEDS = {"slowly": 2, "quickly": 4}
-MOTIONS = {"left and right": (1, 0), "up and down": (0, 1), "diagonally": (1, 1)}
-TOY = {"shape": ["circle", "square", "triangle"], "size": list(RADII),
-       "color": list(COLORS), "background": list(BACKGROUNDS),
-       "motion": list(MOTIONS), "speed": list(SPEEDS)}
-WORDINGS = [
-    "a {size} {color} {shape} moves {motion} {speed} on a {background} "
-    "background",  # the canonical one
-    "a {size} {color} {shape} {speed} moving {motion}, {background} "
-    "background",
-    "on a {background} background a {size} {color} {shape} moves {speed} "
-    "{motion}",
-    "{size} {color} {shape}, {motion}, {speed}, {background}"]
-HELD_OUT = {("circle", "red", "up and down"),
-            ("circle", "purple", "diagonally"),
-            ("square", "green", "left and right"),
-            ("square", "white", "up and down"),
-            ("triangle", "blue", "diagonally"),
-            ("triangle", "yellow", "left and right")}
+COLORS = {"red": (220, 50, 40), "green": (40, 200, 90), "blue": (50, 90, 220),
+          "yellow": (245, 220, 60), "purple": (150, 60, 190), "white": (245, 245, 245)}
+LANDS = {"hills": (70, 150, 70), "mountains": (110, 105, 125), "city": (80, 75, 95)}
+# The colors of the sky and of its sun or moon; the brightness of the land
+SKIES = {"day": ((120, 190, 240), (255, 230, 80), 1.0),
+         "sunset": ((240, 150, 90), (255, 230, 180), 0.85),
+         "night": ((20, 25, 60), (240, 240, 215), 0.55)}
+SPEEDS = {"slowly": 2, "quickly": 4}  # pixels per frame: 1 or 2 tokens per 4
+TOY = {"traveller": ["balloon", "bird", "car"], "color": list(COLORS),
+       "land": list(LANDS), "sky": list(SKIES), "way": ["left", "right"],
+       "speed": list(SPEEDS)}
+HELD_OUT = {("balloon", "green", "mountains"), ("balloon", "purple", "city"),
+            ("bird", "red", "hills"), ("bird", "white", "city"),
+            ("car", "blue", "hills"), ("car", "yellow", "mountains")}
+WORDS = {  # the first are the canonical ones; of a traveller, its verbs
+    "balloon": ["drifts", "floats", "glides"],
+    "bird": ["flies", "soars", "travels"],
+    "car": ["drives", "rolls", "cruises"],
+    "hills": ["past green hills", "past grassy meadows", "along the hills"],
+    "mountains": ["past snowy mountains", "past white peaks", "along a ridge"],
+    "city": ["past a city", "past tall buildings", "along a skyline"],
+    "day": ["by day", "in the sunshine", "under a blue sky"],
+    "sunset": ["at sunset", "at dusk", "under an orange sky"],
+    "night": ["at night", "in the moonlight", "under the stars"],
+    "left": ["left", "to the left", "leftward"],
+    "right": ["right", "to the right", "rightward"],
+    "slowly": ["slowly", "gently", "at a slow pace"],
+    "quickly": ["quickly", "swiftly", "at high speed"]}
+WHO = "a {color} {traveller} {verb[%d]} "
+ORDERS = [WHO + "{way[%d]} {speed[%d]} {land[%d]} {sky[%d]}",
+          WHO + "{speed[%d]} {way[%d]} {land[%d]} {sky[%d]}",
+          "{sky[%d]}, " + WHO + "{way[%d]} {speed[%d]} {land[%d]}"]
+TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48]}
+CANONICAL = ORDERS[0] % (0, 0, 0, 0, 0)
 
 def held_out(attributes):
     """True for the 6 of 54 triples that training never sees."""
-    a = attributes
-    return (a["shape"], a["color"], a["motion"]) in HELD_OUT
+    return tuple(attributes[k] for k in ("traveller", "color", "land")) in HELD_OUT
 
 def toy_attributes(rng, held=False):
     """Draw six attributes, of a training triple or of a held-out one."""
-    while True:
-        a = {k: v[rng.integers(len(v))] for k, v in TOY.items()}
-        if held_out(a) == held:
-            return a
+    a = {k: str(rng.choice(v)) for k, v in TOY.items()}
+    return a if held_out(a) == held else toy_attributes(rng, held)
 
-def toy_cover(shape, radius, path):
-    """The share of each pixel that a shape covers, its centres along `path`
-    (T, 2): float32 (T, H, W)."""
-    pixels = np.arange(SIZE, dtype=np.float32) + 0.5
-    path = path.astype(np.float32)
-    dx = (pixels - path[:, :1])[:, None, :]  # (T, 1, W)
-    dy = (pixels - path[:, 1:])[:, :, None]  # (T, H, 1)
-    if shape == "circle":
-        distance = np.sqrt(dx ** 2 + dy ** 2) - radius
-    elif shape == "square":
-        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
-    else:  # equilateral, apex up: three half-planes
-        sides = 0.75 ** 0.5 * np.abs(dx) - 0.5 * dy
-        distance = np.maximum(dy, sides) - 0.5 * radius
-    return np.clip(0.5 - distance, 0, 1)
+def wording(rng, held=False):
+    """Draw a form of caption: of the fifth that training never sees, or of
+    the rest. Each attribute but the traveller may be left out."""
+    form = rng.choice(ORDERS) % tuple(rng.integers(3, size=5))
+    form = " ".join(word for word in form.split() if rng.random() < 0.85
+                    or word.startswith(("a", "{traveller", "{verb")))
+    unseen = zlib.crc32(form.encode()) % 5 == 1
+    return form if unseen == held else wording(rng, held)
+
+def caption_of(attributes, form=CANONICAL):
+    """-> the caption, and the names of the attributes that it states."""
+    a = attributes
+    words = {k: WORDS[a[k]] for k in ("land", "sky", "way", "speed")}
+    caption = form.format(color=a["color"], traveller=a["traveller"],
+                          verb=WORDS[a["traveller"]], **words)
+    return caption, tuple(name for name in TOY if "{" + name in form)
+
+def land_heights(rng, land, n):
+    """Draw the height of the land in n columns, 8 to 24 pixels: a random
+    process that could go on for ever."""
+    if land == "hills":  # smoothed noise
+        kernel = np.exp(-0.5 * (np.arange(-24, 25) / 7) ** 2)
+        noise = np.convolve(rng.normal(size=n + 48), kernel, "valid")
+        return 16 + 8 * np.tanh(0.9 * noise / np.linalg.norm(kernel))
+    if land == "mountains":  # the highest of many slopes
+        gap, top = 4 * rng.integers((3, 4), (8, 7), (n, 2)).T
+        slopes = top - np.abs(np.arange(64, 64 + n)[:, None] - gap.cumsum())
+        return np.maximum(8, slopes.max(1))
+    width, floors = rng.integers((1, 2), (3, 7), (n, 2)).T  # buildings
+    return np.repeat(4 * floors, 8 * width)[64:64 + n]
+
+def paint(pictures, color, radius, start, *ends):
+    """Paint a thick stroke from start, x + yj, to an end into (64, 64, 4),
+    color times opacity and opacity; into each picture to its own of `ends`."""
+    y, x = np.indices((SIZE, SIZE)) + 0.5
+    for picture, end in zip(pictures, itertools.cycle(ends or [start])):
+        point, way = x + 1j * y - start, end - start
+        along = (point * np.conj(way)).real / max(abs(way) ** 2, 1)
+        distance = np.abs(point - np.clip(along, 0, 1) * way)
+        cover = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
+        picture += cover * (np.float32([*color, 1]) - picture)
+
+def draw_sky(rng, sky, sun):
+    """The sky with its stars and the sun or the moon: (64, 64, 4)."""
+    color, light, _ = SKIES[sky]
+    picture = np.full((SIZE, SIZE, 4), (*color, 1), np.float32)
+    if sky == "night":
+        for cell in rng.permutation(32)[:8]:
+            y, x = 8 * np.array(divmod(cell, 8)) + 2 * rng.integers(4, size=2)
+            picture[y:y + 2, x:x + 2, :3] = 240
+    paint([picture], light, 5, sun)
+    return picture
+
+def draw_land(heights, land, sky):
+    """The land and the road before it: (64, W, 4)."""
+    x, up = np.meshgrid(np.arange(len(heights)), np.arange(SIZE)[::-1])
+    picture = np.ones((*x.shape, 4), np.float32)
+    color = picture[..., :3]
+    color[:] = LANDS[land]
+    if land == "mountains":
+        color[up > 21 + np.abs(x % 8 - 3.5)] = 245  # snow
+    elif land == "city":  # windows, 2 pixels in every 4
+        lit = (445, 390, 200) if sky == "night" else (120, 120, 145)
+        color[(x % 4 % 3 > 0) & (up % 4 % 3 > 0)] = lit
+    color[up < 8] = 62, 60, 68  # the road and its dashes
+    color[(up // 2 == 1) & (x % 16 < 8)] = 230
+    color *= SKIES[sky][2]
+    return picture * np.float32(np.clip(heights + 8 - up, 0, 1))[..., None]
+
+def draw_traveller(traveller, color, corner):
+    """A few strokes in each of four frames, a flap of wings: (4, 64, 64, 4)."""
+    pictures = np.zeros((4, SIZE, SIZE, 4), np.float32)
+    strokes = {
+        "balloon": [((150, 100, 60), 2.5, 7+20j, 9+20j),  # basket, envelope
+                    (color, 7, 8+9j), (color, 3, 8+13j, 8+15j)],
+        "bird": [(color, 2.2, 4+10j, 15+9j), (color, 2.4, 17+7j, 19+7.5j),
+                 (color, 2.8, 11.5+9j, 8+2j, 8+6j, 8+13j, 8+6j)],  # the wing
+        "car": [(color, 3, 5+7.5j, 19+7.5j), (color, 3, 9+4j, 14+4j),
+                ((200, 230, 245), 1.5, 9.5+4j, 13.5+4j),  # window, wheels
+                ((20, 20, 26), 2.6, 7+10j), ((20, 20, 26), 2.6, 17+10j)]}
+    for color, radius, *points in strokes[traveller]:
+        paint(pictures, color, radius, *(corner + p for p in points))
+    return pictures
 
 def toy_clip(rng, frames=65, attributes=None):
-    """A clip from a random moment of its endless motion -> uint8
-    (T, 64, 64, 3), caption, and the attributes with "path", the shape's
-    centre (x, y) in pixels (T, 2). rng: numpy Generator. attributes: of
-    `toy_attributes`; drawn if None."""
-    a = dict(attributes or toy_attributes(rng))
-    radius, speed = RADII[a["size"]], SPEEDS[a["speed"]]
-    # a triangle wave: the centre travels `span` pixels between the walls,
-    # and starts on the grid of tokens, 8 pixels apart
-    span = SIZE - 2 * radius
-    start = 8 * rng.integers(2 * span // 8, size=2)
-    step = speed * np.array(MOTIONS[a["motion"]])
-    travelled = start + step * np.arange(frames)[:, None]
-    a["path"] = radius + np.abs(travelled % (2 * span) - span)  # (T, 2)
-    cover = toy_cover(a["shape"], radius, a["path"])[..., None]
-    ground = np.float32(BACKGROUNDS[a["background"]])
-    video = ground + cover * (np.float32(COLORS[a["color"]]) - ground)
-    other = rng.random() >= 0.6  # else the canonical wording
-    wording = WORDINGS[rng.integers(1, len(WORDINGS)) if other else 0]
-    return np.rint(video).astype(np.uint8), wording.format(**a), a
+    """Draw a clip -> uint8 (T, 64, 64, 3), its caption, its attributes.
+
+    attributes: some or all of `toy_attributes`; the others are drawn. Added
+    to them: "said", the names of those in the caption; "skyline" (T, 64), the
+    land's height above the bottom; "box", the traveller's (x0, y0, x1, y1).
+    """
+    a = toy_attributes(rng) | (attributes or {})
+    form = CANONICAL if rng.random() < 0.3 else wording(rng)
+    caption, a["said"] = caption_of(a, form)
+    # all stands on the grid of tokens and goes to the right, for now
+    x, y = 8 * rng.integers(1, 5), rng.choice(TOPS[a["traveller"]])
+    places = [u for u in range(8, 57, 8) if abs(u - x - 12) >= 20]
+    sun = rng.choice(places) + 1j * rng.choice([8, 16])
+    sky = draw_sky(rng, a["sky"], sun)
+    flap = draw_traveller(a["traveller"], COLORS[a["color"]], x + 1j * y)
+    speed = SPEEDS[a["speed"]]
+    heights = land_heights(rng, a["land"], SIZE + speed * (frames - 1))
+    land = draw_land(heights, a["land"], a["sky"])
+    video = np.empty((frames, SIZE, SIZE, 3), np.uint8)
+    for t in range(frames):
+        picture = sky
+        for layer in (land[:, speed * t:speed * t + SIZE], flap[t % 4]):
+            picture = layer + (1 - layer[..., 3:]) * picture
+        video[t] = np.rint(picture[..., :3])
+    a["skyline"] = 8 + heights[np.arange(SIZE) + speed * np.arange(frames)[:, None]]
+    ys, xs = np.nonzero(flap[..., 3].max(0) > 0.5)
+    if a["way"] == "left":  # mirrored
+        video, a["skyline"] = video[:, :, ::-1].copy(), a["skyline"][:, ::-1]
+        xs = SIZE - 1 - xs
+    a["box"] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+    return video, caption, a
 
 # ---- pixels of files ----
 

@@ -52,8 +52,8 @@ class ModelConfig:
     vocab_size = property(lambda self: self.pad + 10)
 
 PRESETS = {
-    "toy": ModelConfig(dim=128, n_layers=8, n_heads=4, ffn_dim=344,
-                       text_vocab=256, video_vocab=384, text_len=96,
+    "toy": ModelConfig(dim=192, n_layers=8, n_heads=6, ffn_dim=512,
+                       text_vocab=256, video_vocab=1024, text_len=96,
                        text_tokenizer="bytes", tokenizer="toy",
                        latent_shape=(17, 8, 8), rope_theta=100.0,
                        cfg_scale=1.5, temperature=0.7),

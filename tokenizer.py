@@ -34,21 +34,22 @@ class TokenizerConfig:
     temporal: tuple = (False, True, True)  # where time is halved
     encoder_blocks: tuple = (1, 2, 3, 6)  # our choice
     decoder_blocks: tuple = (2, 2, 3, 5)
-    encoder_kernel: int = 3
+    encoder_kernels: tuple = (3, 3, 3, 3)
 
     def __post_init__(self):
-        levels = self.multipliers, self.encoder_blocks, self.decoder_blocks
+        levels = (self.multipliers, self.encoder_blocks,
+                  self.decoder_blocks, self.encoder_kernels)
         sizes = self.base_channels, self.code_dim, self.codebook_size
         if ({*map(len, levels)} != {4} or sorted(self.temporal) != [0, 1, 1]
                 or min(sizes) < 1 or self.codebook_size > 65536):
             raise ValueError("a tokenizer has four levels (8x8x4) and 1 to 65536 codes")
 
 TOKENIZER_PRESETS = {
-    # a small receptive field, so that all plain background gets one code
+    # the coarsest level alone sees beyond 8x8 pixels, and half a clip back
     "toy": TokenizerConfig(
-        resolution=64, codebook_size=384, base_channels=16,
-        multipliers=(1, 2, 3, 4), encoder_blocks=(0, 1, 1, 1),
-        decoder_blocks=(0, 1, 1, 2), encoder_kernel=1),
+        resolution=64, codebook_size=1024, base_channels=16,
+        multipliers=(1, 2, 3, 6), encoder_blocks=(0, 1, 1, 2),
+        decoder_blocks=(0, 1, 1, 2), encoder_kernels=(1, 1, 1, 3)),
     "paper": TokenizerConfig(),
 }
 
@@ -86,13 +87,13 @@ class ResBlock(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config):
         super().__init__()
-        kernel = config.encoder_kernel
+        kernels = config.encoder_kernels
         dims = [config.base_channels * m for m in config.multipliers]
-        self.conv_in = CausalConv3d(3, dims[0], kernel)
+        self.conv_in = CausalConv3d(3, dims[0], kernels[0])
         self.layers = nn.Sequential()
         for level, dim in enumerate(dims):
             for _ in range(config.encoder_blocks[level]):
-                self.layers.append(ResBlock(dim, kernel))
+                self.layers.append(ResBlock(dim, kernels[level]))
             if level < 3:
                 stride = (1 + config.temporal[level], 2, 2)
                 down = CausalConv3d(dim, dims[level + 1], stride=stride)
