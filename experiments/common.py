@@ -23,14 +23,13 @@ except ModuleNotFoundError as e:
 
 # metrics first: it puts the five files on the path
 from metrics import DEVICE
-from data import FPS, WORDINGS, toy_attributes, toy_clip
-from prompts import LOOKS, analyse
+from data import TOY, caption_of, toy_attributes, toy_clip
+from prompts import LOOKS, WINDOW, analyse, moves_as_one
 from sample import generate_batch, load, set_threads
 
 matplotlib.use("Agg")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BEGAN = time.time()
-WINDOW = round(10 * FPS)  # frames that are judged together: ten seconds
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447,
        8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 95 %
 
@@ -50,14 +49,14 @@ def arguments(doc, seeds=3, **numbers):
 # prompts, videos, and whether they show what was asked
 
 def drawn(seed, n, held=False):
-    """n objects of training triples, or of held-out ones. Every seed draws
-    others."""
+    """The attributes of n clips, of training triples or of held-out ones.
+    Every seed draws others."""
     rng = np.random.default_rng([4, seed])
     return [toy_attributes(rng, held) for _ in range(n)]
 
 
 def caption(attributes):
-    return WORDINGS[0].format(**attributes)
+    return caption_of(attributes)[0]
 
 
 def drawn_videos(wanted, frames, seed):
@@ -84,7 +83,14 @@ def sampled(world, captions, seconds, seed, cfg_scale=None, top_k=50, temperatur
     return np.concatenate(list(clips), axis=1)
 
 
-def right(videos, wanted, what=(*LOOKS, "motion")):
+def in_one_piece(videos, wanted):
+    """Share of videos whose land moves as asked and as one piece in 95 % of
+    their frames."""
+    return float(np.mean([moves_as_one(v, a["speed"], a["way"]).mean() >= 0.95
+                          for v, a in zip(videos, wanted)]))
+
+
+def right(videos, wanted, what=tuple(TOY)):
     """Share of videos that show all of this as asked, in their first ten
     seconds."""
     found = [analyse(v[:WINDOW]) for v in videos]

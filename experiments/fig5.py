@@ -41,13 +41,13 @@ for seed in range(args.seeds):
         losses = [[m["loss_" + r] for r in FRAME_RANGES] for m in logged(folder, 3)[-100:]]
         early, late = early_and_late(np.mean(losses, axis=0))
         note(values, name, {
-            "objects as prompted": right(videos, wanted, LOOKS),
+            "looks as prompted": right(videos, wanted, LOOKS),
             "Fréchet distance": frechet_distance(real, critic_features(videos, looks)),
             "loss of frames 1-17": early, "loss of frames 18-65": late})
 
 picture("fig5", shown)
-reweighted = values["objects as prompted, short to long, lambda 1"]
-direct = values["objects as prompted, direct"]
+reweighted = values["looks as prompted, short to long, lambda 1"]
+direct = values["looks as prompted, direct"]
 result("fig5", "short-to-long training with re-weighting keeps the appearance of the first 17 "
        "frames", "direct training degrades objects (pictures only)", values,
-       {"objects as prompted, lambda 1 minus direct": np.subtract(reweighted, direct)})
+       {"looks as prompted, lambda 1 minus direct": np.subtract(reweighted, direct)})

@@ -22,8 +22,8 @@ for how, reencode in (("re-encoded", True), ("old tokens", False)):
         starts = range(0, videos.shape[1] - WINDOW + 1, WINDOW)
         shares[how].append([right(videos[:, i:], wanted) for i in starts])
         real = critic_features(drawn_videos(wanted * 4, 16, seed), looks)
-        # Each window from a multiple of 4 frames on: there objects are on the grid of tokens,
-        # as they are at the start of a drawn clip
+        # Each window from a multiple of 4 frames on: there the land is on the grid of tokens,
+        # as it is at the start of a drawn clip
         distances[how].append([
             frechet_distance(real, critic_features(videos[:, i // 4 * 4:], looks))
             for i in starts])

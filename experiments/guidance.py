@@ -1,7 +1,6 @@
 """The guidance scale (Sec. 4.1: 7.5): do videos follow their prompts better?
 
-The prompts are triples of shape, color and motion that training never showed: the others are
-followed without guidance already.
+The prompts are triples of traveller, color and land that training never showed.
 
     python experiments/guidance.py
 """

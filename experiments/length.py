@@ -4,7 +4,8 @@
 """
 import numpy as np
 
-from common import FPS, WINDOW, arguments, caption, drawn, plot, ready, result, right, sampled
+from common import WINDOW, arguments, caption, drawn, plot, ready, result, right, sampled
+from data import FPS
 
 LENGTHS = (10, 30, 60, 120, 180, 240, 300)  # seconds
 

@@ -1,9 +1,11 @@
-"""The tokenizer on clips it never saw: PSNR, codebook usage, strict causality (Fig. 10, Sec. 3.1).
+"""The tokenizer on clips it never saw: PSNR, codebook usage, causality, how far back it sees
+(Fig. 10, Sec. 3.1).
 
     python experiments/reconstruct.py                       # 100 toy clips of 65 frames
     python experiments/reconstruct.py --picture FILE.png    # and a picture of the first four
 """
 import argparse
+import copy
 import os
 import sys
 
@@ -13,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import RADII, SIZE, latent_frames, to_float, to_uint8, toy_clip  # noqa: E402
+from data import latent_frames, to_float, to_uint8, toy_clip  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
 
 
@@ -23,15 +25,15 @@ def psnr(a, b):
     return 10 * np.log10(255 ** 2 / max(error, 1e-9))
 
 
-def boxes(videos, attributes):
-    """The pixels in the object's bounding box (centre +- radius) over all
-    frames: of each video uint8 (T, H, W, 3) -> uint8 (N,)."""
-    radius, cut = RADII[attributes["size"]], []
-    for t, (x, y) in enumerate(attributes["path"]):
-        rows, columns = (slice(max(0, int(c - radius)), min(SIZE, int(np.ceil(c + radius))))
-                         for c in (y, x))
-        cut.append([video[t, rows, columns].ravel() for video in videos])
-    return [np.concatenate(parts) for parts in zip(*cut)]
+@torch.inference_mode()
+def receptive_field(tokenizer, x):
+    """How many latent frames change with the first frame of x (1, 3, T, H, W),
+    counted in float64."""
+    encoder = copy.deepcopy(tokenizer.encoder).double()
+    other = x.double()
+    other[:, :, :1] = -other[:, :, :1]
+    change = (encoder(x.double()) - encoder(other)).abs().amax((0, 1, 3, 4))
+    return int(change.nonzero().max()) + 1
 
 
 @torch.inference_mode()
@@ -44,7 +46,7 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, _ = load_tokenizer(args.ckpt, device)
     frame, box, used, rows = [], [], set(), []
-    flips, compared, future = 0, 0, 0
+    flips, compared, future, fresh = 0, 0, 0, []
     for i in tqdm(range(args.clips)):
         rng = np.random.default_rng([777, i])
         video, _, attributes = toy_clip(rng, tokenizer.config.frames)
@@ -53,7 +55,8 @@ def main():
         decoded = tokenizer.decode(tokens)
         recon = to_uint8(decoded)[0]
         frame.append(psnr(video, recon))
-        box.append(psnr(*boxes([video, recon], attributes)))
+        x0, y0, x1, y1 = attributes["box"]
+        box.append(psnr(video[:, y0:y1, x0:x1], recon[:, y0:y1, x0:x1]))
         used |= set(tokens.unique().tolist())
         # the first frames of the clip have its first tokens, and its first decoded frames
         for n in (1, 5, 9, 17):
@@ -62,14 +65,20 @@ def main():
             compared += first.numel()
             difference = tokenizer.decode(first) - decoded[:, :, :n]
             future = max(future, difference.abs().max().item())
+        # encoded afresh from frame 32 on, as a clip is extended
+        again = tokenizer.encode(x[:, :, 32:])
+        fresh.append((again != tokens[:, 8:]).float().mean((0, 2, 3)).tolist())
         if i < 4:
             rows += [np.concatenate(v[::16], 1) for v in (video, recon)]
 
     codes = tokenizer.config.codebook_size
-    print(f"PSNR {np.mean(frame):.2f} dB over the frame, {np.mean(box):.2f} dB in the object's "
-          f"box; {len(used)} of {codes} codes used ({len(used) / codes:.1%})")
+    print(f"PSNR {np.mean(frame):.2f} dB over the frame, {np.mean(box):.2f} dB in the "
+          f"traveller's box; {len(used)} of {codes} codes used ({len(used) / codes:.1%})")
     print(f"prefixes of 1, 5, 9, 17 frames: {flips} of {compared} tokens differ; decoded frames "
           f"differ by at most {future:.1e} without the future tokens")
+    print("encoded afresh from frame 32, tokens that change, by latent frame: "
+          + " ".join(f"{share:.0%}" for share in np.mean(fresh, axis=0)))
+    print(f"the first frame is seen in {receptive_field(tokenizer, x)} latent frames")
     if args.picture:
         picture = np.concatenate(rows, 0).repeat(2, 0).repeat(2, 1)
         Image.fromarray(picture).save(args.picture)

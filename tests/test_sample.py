@@ -17,7 +17,7 @@ from data import read_clip, to_float, toy_clip
 from model import KVCache, prefix_tokens
 from sample import generate, generate_batch, generate_tokens, load, write_video
 
-PROMPT = "a small red circle moves left and right slowly on a gray background"
+PROMPT = "a red balloon drifts left slowly past green hills at sunset"
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_an_interrupt_or_a_crash_leaves_a_video_that_plays(tiny, tmp_path):
 
 
 def test_a_batch_gives_the_videos_that_one_call_each_gives(loaded):
-    prompts, seeds = [PROMPT, "a large one", PROMPT], [3, 4, 5]
+    prompts, seeds = [PROMPT, "a blue car", PROMPT], [3, 4, 5]
     batch = next(generate_batch(*loaded, prompts, 1, seeds=seeds))
     for prompt, seed, clip in zip(prompts, seeds, batch):
         assert (clip == next(generate(*loaded, prompt, 1, seed=seed))).all()
@@ -155,7 +155,7 @@ def test_going_on_from_a_video(tiny, loaded, tmp_path):
 
 def test_rows_do_not_depend_on_their_neighbours(loaded):
     model, _, text = loaded
-    prefix = prefix_tokens(model.config, [text.encode(PROMPT), text.encode("a large one"), []])
+    prefix = prefix_tokens(model.config, [text.encode(PROMPT), text.encode("a blue car"), []])
 
     def draw(rows, cfg_scale):
         generators = [torch.Generator().manual_seed(i) for i in rows]

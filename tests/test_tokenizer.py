@@ -28,7 +28,7 @@ def test_shapes_and_sizes():
     with torch.device("meta"):
         count = {name: sum(p.numel() for p in VideoTokenizer(config).parameters())
                  for name, config in TOKENIZER_PRESETS.items()}
-    assert count["toy"] < 3e6 and abs(count["paper"] / 246e6 - 1) < 0.02
+    assert count["toy"] < 4e6 and abs(count["paper"] / 246e6 - 1) < 0.02
 
 
 def test_strictly_causal():

@@ -319,7 +319,7 @@ def frames():
 def test_upscale(models, frames):
     """Four times the size, repeatable, the prompt heard; equal frames stay
     equal, so still parts do not flicker."""
-    enhance = upscaler(models["upscale"], "a red circle", 2, 0, "cpu")
+    enhance = upscaler(models["upscale"], "a red balloon", 2, 0, "cpu")
     still = np.concatenate([frames[:1], frames[:1]])
     out = enhance(still)
     assert out.shape == (2, 128, 128, 3) and out.dtype == np.uint8
@@ -331,7 +331,7 @@ def test_upscale(models, frames):
 
 
 def test_refine(for_refining, frames):
-    enhance = refiner(for_refining, "a red circle", 4, 0, "cpu")
+    enhance = refiner(for_refining, "a red balloon", 4, 0, "cpu")
     out = enhance(frames)
     assert out.shape == (6, 32, 32, 3) and out.dtype == np.uint8
     assert (out == enhance(frames)).all()
@@ -341,7 +341,7 @@ def test_refine(for_refining, frames):
 def test_command_line(models, for_refining, frames, tmp_path):
     """Both models, one after the other; a model that does not exist."""
     small, out = write(tmp_path / "a.mp4", frames[:3], 24), tmp_path / "b.mp4"
-    ask = ["tools/upscale.py", small, "--prompt", "a red circle", "--steps", 2]
+    ask = ["tools/upscale.py", small, "--prompt", "a red balloon", "--steps", 2]
     upscale = ["--method", "diffusion", "--model", models["upscale"], "--out", out]
     refine = ["--refine", "--refine-models", *for_refining]
     run(*ask, *upscale)
