@@ -24,7 +24,7 @@ except ModuleNotFoundError as e:
 # metrics first: it puts the five files on the path
 from metrics import DEVICE
 from data import TOY, caption_of, toy_attributes, toy_clip
-from prompts import LOOKS, WINDOW, analyse, moves_as_one
+from prompts import LOOKS, WINDOW, analyse, invention, moves_as_one, new_land
 from sample import generate_batch, load, set_threads
 
 matplotlib.use("Agg")
@@ -88,6 +88,15 @@ def in_one_piece(videos, wanted):
     their frames."""
     return float(np.mean([moves_as_one(v, a["speed"], a["way"]).mean() >= 0.95
                           for v, a in zip(videos, wanted)]))
+
+
+def invented(videos, wanted):
+    """How far the heights of new land are from the world's own, in pixels:
+    `invention`, the mean over the lands asked for."""
+    new = {}
+    for v, a in zip(videos, wanted):
+        new.setdefault(a["land"], []).append(new_land(v, a["speed"], a["way"]))
+    return float(np.mean([invention(parts, land) for land, parts in new.items()]))
 
 
 def right(videos, wanted, what=tuple(TOY)):

@@ -14,7 +14,7 @@ from common import (LOOKS, arguments, caption, drawn, drawn_videos, early_and_la
 from metrics import critic, critic_features, frechet_distance
 from train import FRAME_RANGES
 
-args = arguments(__doc__, images=600, steps=2000, n=48)
+args = arguments(__doc__, images=600, steps=2000, n=48)  # images, steps: as in fig3.py
 looks, values, shown = critic(), {}, {}
 for seed in range(args.seeds):
     start = trained(f"images{seed}", 1, seed, args.images)

@@ -36,7 +36,7 @@ def main():
         row = [np.pad(frame.repeat(4, 0).repeat(4, 1), ((0, 0), (0, 4), (0, 0)),
                       constant_values=255) for frame in frames]
         picture = Image.fromarray(np.concatenate(row, axis=1))
-        clock = f"0:{int(i / FPS):02d}"
+        clock = f"{int(i / FPS) // 60}:{int(i / FPS) % 60:02d}"
         ImageDraw.Draw(picture).text((6, 4), clock, "white", stroke_width=1,
                                      stroke_fill="black", font_size=16)
         pictures.append(picture)

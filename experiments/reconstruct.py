@@ -65,9 +65,9 @@ def main():
             compared += first.numel()
             difference = tokenizer.decode(first) - decoded[:, :, :n]
             future = max(future, difference.abs().max().item())
-        # encoded afresh from frame 32 on, as a clip is extended
+        # encoded afresh from frame 32 on, as when a clip is extended
         again = tokenizer.encode(x[:, :, 32:])
-        fresh.append((again != tokens[:, 8:]).float().mean((0, 2, 3)).tolist())
+        fresh.append((again != tokens[:, latent_frames(33) - 1:]).float().mean((0, 2, 3)).tolist())
         if i < 4:
             rows += [np.concatenate(v[::16], 1) for v in (video, recon)]
 

@@ -16,8 +16,9 @@ KEPT = ("kind", "config", "step", "args", "tokenizer_hash")
 
 
 def ship(source, target):
-    """Write tokenizer.pt, stage3.pt and every 20th line of metrics.jsonl of
-    folder `source`, made small, to folder `target`."""
+    """Write tokenizer.pt, stage3.pt and metrics.jsonl of folder `source`, made
+    small, to folder `target`. Of the log, every 19th line and those with a
+    val_loss: every 20th might be an image step each time."""
     if os.path.realpath(source) == os.path.realpath(target):
         raise ValueError("source and target are the same folder")
     files = {}
@@ -30,7 +31,7 @@ def ship(source, target):
     for kind, small in files.items():
         torch.save(small, os.path.join(target, kind + ".pt"))
     with open(os.path.join(source, "metrics.jsonl")) as f:
-        lines = [line for i, line in enumerate(f) if i % 20 == 0 or "val_loss" in line]
+        lines = [line for i, line in enumerate(f) if i % 19 == 0 or "val_loss" in line]
     with open(os.path.join(target, "metrics.jsonl"), "w") as f:
         f.writelines(lines)
 

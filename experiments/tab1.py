@@ -9,7 +9,7 @@ from common import (arguments, caption, drawn, drawn_videos, logged, note, pictu
 from metrics import critic, critic_features, frechet_distance, text_match
 
 # dim, layers, heads, ffn
-SIZES = {"0.5 M": (64, 4, 2, 172), "1.9 M": (128, 8, 4, 344), "5.8 M": (192, 12, 6, 512)}
+SIZES = {"0.4 M": (64, 4, 2, 172), "1.9 M": (128, 8, 4, 344), "5.8 M": (192, 12, 6, 512)}
 
 args = arguments(__doc__, images=300, steps=600, n=48)
 looks, values, shown = critic(), {}, {}

@@ -8,7 +8,7 @@ from conftest import run
 from PIL import Image
 
 import data
-from data import (FPS, HELD_OUT, LANDS, SKIES, SPEEDS, TOY, WORDS, Clips, TextTokenizer, TokenShards,
+from data import (COLORS, FPS, HELD_OUT, LANDS, SKIES, SPEEDS, TOY, WORDS, Clips, TextTokenizer, TokenShards,
                   caption_of, held_out, latent_frames, read_clip, read_image, to_float, to_uint8,
                   toy_attributes, toy_clip, video_frames, wording)
 from model import PRESETS
@@ -88,10 +88,14 @@ def test_the_analyser_sees_what_is_wrong():
     empty, (x0, y0, x1, y1) = video.copy(), a["box"]
     empty[:, max(0, y0 - 1):y1 + 1, max(0, x0 - 1):x1 + 1] = SKIES[a["sky"]][0]
     assert analyse(empty) == {name: a[name] for name in TOY} | nobody
+    empty[:, 8:14, 8:14] = COLORS["red"]  # no more than a spot
+    assert nobody.items() <= analyse(empty).items()
     same = {name: a[name] for name in ("land", "sky", "way", "speed")}
     other, b = drawn(4, 130, traveller="car", color="yellow", **same)
     blended = analyse(video // 2 + other // 2)
     assert blended["traveller"] is None or blended["color"] not in ("red", "yellow")
+    verdict = judge(np.concatenate([video[:65], other[:65]]), a)
+    assert verdict["first 10 s"] and not verdict["last 10 s"]
     x0, y0, x1, y1 = b["box"]
     both = video.copy()
     both[:, y0:y1, x0:x1] = other[:, y0:y1, x0:x1]
@@ -112,6 +116,8 @@ def test_the_land_moves_as_one_piece(way, speed):
         else:
             assert (heights[1:, :-n] == heights[:-1, n:]).all()
         assert np.nanmean(np.abs(skyline(video) - heights)) < 0.5
+        new = heights[1:, :n] if way == "left" else heights[1:, -n:]
+        assert np.nanmean(np.abs(new_land(video, speed, way) - new)) < 0.5
 
         def moves(video):
             return moves_as_one(video, speed, way)

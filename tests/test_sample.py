@@ -182,11 +182,13 @@ def test_tokens_are_drawn_from_the_guided_top_k(loaded, monkeypatch):
     n = 2000
     generators = [torch.Generator().manual_seed(i) for i in range(n)]
     monkeypatch.setattr(model, "config", dataclasses.replace(c, latent_shape=(1, 1, 1)))
-    drawn = generate_tokens(model, cond.expand(n, -1), 1, 5.0, 4, 0.5, generators,
+    drawn = generate_tokens(model, cond.expand(n, -1), 1, 5.0, 4, 3.0, generators,
                             cache=KVCache(model, 2 * n))
-    best, ids = (guided / 0.5).topk(4)
+    best, ids = (guided / 3.0).topk(4)
     share = torch.stack([(drawn == i).double().mean() for i in ids])
-    assert torch.allclose(share, best.softmax(0).double(), atol=0.04) and share.sum() == 1
+    expected = best.softmax(0)
+    assert expected.max() < 0.9  # there is something to draw
+    assert torch.allclose(share, expected, atol=0.04) and torch.isin(drawn, ids).all()
     model.float()
 
 
