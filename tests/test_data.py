@@ -219,7 +219,8 @@ def test_any_frame_rate_shows_the_object_in_the_same_place(tmp_path, fps):
     disc = np.hypot(x - path[:, :1, None], y - path[:, 1:, None]) < 8
     video = (255 * disc[..., None]).astype(np.uint8).repeat(3, -1)
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps or 30).limit_denominator(1001), options={"crf": "10"})
+        rate = Fraction(fps or 30).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "10"})
         stream.width = stream.height = 64
         stream.codec_context.time_base = Fraction(1, 30000)
         for picture, seconds in zip(video, times):

@@ -123,7 +123,7 @@ def write(path, video, fps=6.5):
 @pytest.fixture(scope="module")
 def clip():
     """A wide meadow with much motion: (20, 64, 64, 3)."""
-    attributes = {"land": "hills", "sky": "day", "speed": "quickly"}
+    attributes = {"land": "hills", "sky": "sunset", "speed": "quickly"}
     return toy_clip(np.random.default_rng(2), 20, attributes)[0]
 
 
