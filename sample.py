@@ -34,6 +34,7 @@ from model import KVCache, load_decoder, prefix_tokens
 from tokenizer import SHIPPED, load_tokenizer, read_checkpoint
 
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
+HALF_CLIP = 4.6  # seconds, 30 frames
 
 def next_codes(model, tokens, cache, scale, temperature, noise):
     """Feed tokens (B, n), or (2B, n) with guidance, and draw the next code
@@ -149,10 +150,10 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
 
 def scene_at(prompt, second):
     """The prompt of a clip that starts at `second`. From [(start, string),
-    ...] the last with start <= second + 4.6 (30 frames, half a clip)."""
+    ...] the last with start <= second + HALF_CLIP."""
     if isinstance(prompt, str):
         return prompt
-    return [words for start, words in prompt if start <= second + 4.6][-1]
+    return [words for start, words in prompt if start <= second + HALF_CLIP][-1]
 
 # ---- plumbing: loading, speed, arguments ----
 
@@ -192,15 +193,15 @@ def autocast(device, dtype=None):
 def set_threads(model):
     """One thread for a small model, unless OMP_NUM_THREADS is set: on a CPU,
     threads stall each other as soon as another process is busy."""
-    small = sum(p.numel() for p in model.parameters()) < 20e6
-    if small and "OMP_NUM_THREADS" not in os.environ:
+    size = sum(p.numel() for p in model.parameters())
+    if size < 20e6 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 def write_video(path, clips, fps=FPS):
     """Write clips, each uint8 (T, H, W, 3), to an .mp4 of `fps` frames/s. It
     grows as NAME.part.mp4, which plays even after a crash, and gets its own
     name at the end or when interrupted."""
-    part, written = Path(path).with_suffix(".part.mp4"), 0
+    part, written = part_of(path), 0
     options = {"movflags": "hybrid_fragmented", "frag_duration": "1000000",
                "flush_packets": "1"}
     try:
@@ -223,12 +224,15 @@ def write_video(path, clips, fps=FPS):
         else:
             part.unlink(missing_ok=True)
 
+def part_of(path):
+    return Path(path).with_suffix(".part.mp4")
+
 def check_out(path, source=None):
     """Refuse an --out that would overwrite the video `source`."""
     if not path.endswith(".mp4"):
         raise ValueError("--out must end in .mp4")
-    written = Path(path), Path(path).with_suffix(".part.mp4")
-    if source and Path(source).resolve() in map(Path.resolve, written):
+    written = Path(path).resolve(), part_of(path).resolve()
+    if source and Path(source).resolve() in written:
         raise ValueError(f"--out would replace {source}")
 
 def parse():
@@ -256,9 +260,10 @@ def parse():
         raise ValueError("--cfg-scale must be finite, --seed at least 0")
     later = sorted((float(second), prompt) for second, prompt in args.at)
     first = 60 if args.continue_from else 65  # frames of the first clip
-    begins = [0, *np.arange(first, round(FPS * args.seconds), 60) / FPS]
-    if not all(0 < second <= begins[-1] + 4.6 for second, _ in later):
-        raise ValueError(f"--at needs a second up to {begins[-1] + 4.6:.1f}")
+    starts = [0, *np.arange(first, round(FPS * args.seconds), 60) / FPS]
+    last = starts[-1] + HALF_CLIP
+    if not all(0 < second <= last for second, _ in later):
+        raise ValueError(f"--at needs a second up to {last:.1f}")
     args.scenes = [(0, args.prompt), *later]
     check_out(args.out, args.continue_from)
     return args

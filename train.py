@@ -46,9 +46,8 @@ PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (200_000, 512, 1e-4, 10_000), (100_000, 256, 1e-4, 10_000)]
 TOY = [(3000, 2, 2e-3, 100), (1200, 16, 2e-3, 100),
        (2400, 4, 1.5e-3, 100), (1500, 2, 1e-3, 100)]
-# Fig. 3, in latent frames
 FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
-                "34-49": (9, 13), "50-65": (13, 17)}
+                "34-49": (9, 13), "50-65": (13, 17)}  # Fig. 3, latent frames
 
 # ---- short to long ----
 
@@ -86,10 +85,8 @@ def parameter_groups(network):
     return [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
 
 def decoder_loss(model, config, text, tokens, captions, lambda_):
-    """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones.
-
-    tokens (B, t, h, w) int64 -> loss, and what to log: {name: scalar}
-    """
+    """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones: tokens
+    (B, t, h, w) int64 -> loss, and what to log, {name: scalar}."""
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
     targets = tokens.flatten(1) + config.text_vocab
@@ -271,6 +268,8 @@ def starting_point(args, path):
         then = saved["args"].get(name)
         if now != then:
             raise ValueError(f"{path} has {name} {then}, not {now}")
+    if resumed and "optimizer" not in saved:
+        raise ValueError(f"{path} holds weights only: --overwrite it")
     return saved, resumed
 
 def settings(args):
@@ -292,8 +291,7 @@ def config_of(args, saved, preset):
 
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
-    own = (args.out / "tokenizer.pt").exists()
-    shipped = args.preset == "toy" and not own
+    shipped = args.preset == "toy" and not (args.out / "tokenizer.pt").exists()
     tokenizer, digest = load_tokenizer(None if shipped else args.out, device)
     folders = args.data.split(",") if args.data != "toy" else ()
     for other in (saved, *map(read_meta, folders)):
@@ -321,8 +319,7 @@ def save(path, args, config, digest, step, network, objective, optimizer):
         "kind": NAMES[args.stage], "step": step, "args": settings(args),
         "config": dataclasses.asdict(config), "tokenizer_hash": digest,
         "weights": dcp.get_model_state_dict(network, options=whole),
-        "optimizer": dcp.get_optimizer_state_dict(objective, optimizer,
-                                                  options=whole)}
+        "optimizer": dcp.get_optimizer_state_dict(objective, optimizer, options=whole)}
     if args.stage == 0:
         checkpoint["discriminator"] = objective.discriminator.state_dict()
     if dist.is_initialized() and dist.get_rank():

@@ -192,6 +192,12 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "another config" in wrong(1, *again, "--init", tiny / "stage2.pt", "--dim", 64)
     assert "has steps 12, not 99" in wrong(
         1, "--resume", *TINY, "--batch-size", 2, "--steps", 99)
+    saved = torch.load(tiny / "stage1.pt", weights_only=True)
+    del saved["optimizer"]  # as experiments/ship.py does
+    torch.save(saved, tmp_path / "stage1.pt")
+    assert "weights only" in wrong(1, "--resume", *TINY, "--batch-size", 2,
+                                   "--steps", 12, out=tmp_path)
+    (tmp_path / "stage1.pt").unlink()
     assert "holds tokenizer" in wrong(2, *again, "--init", tiny / "tokenizer.pt")
     critic = f"{SHIPPED}/critic.pt"
     assert "holds critic" in wrong(1, "--init", critic, out=tmp_path)

@@ -103,7 +103,7 @@ class RealESRGAN(nn.Module):
         file = "models/REALESRGAN_ANIMAVIDEOV3_UP4X.bin"
         data = Path(package.origin).parent.joinpath(file).read_bytes()
         # ncnn's format: 4 bytes that say "half", weights, biases, slopes
-        for name, p in self.named_parameters():
+        for p in self.parameters():
             half = p.ndim == 4
             data = data[4 * half:]
             kind = np.float16 if half else np.float32
