@@ -115,11 +115,9 @@ def wording(rng, held=False):
 
 def caption_of(attributes, form=CANONICAL):
     """-> the caption, and the names of the attributes that it states."""
-    a = attributes
-    words = {k: WORDS[a[k]] for k in ("land", "sky", "way", "speed")}
-    caption = form.format(color=a["color"], traveller=a["traveller"],
-                          verb=WORDS[a["traveller"]], **words)
-    return caption, tuple(name for name in TOY if "{" + name in form)
+    words = {k: WORDS.get(v, v) for k, v in attributes.items()}
+    words |= {"traveller": attributes["traveller"], "verb": words["traveller"]}
+    return form.format(**words), tuple(name for name in TOY if "{" + name in form)
 
 def land_heights(rng, land, n):
     """Draw the height of the land in n columns, 8 to 24 pixels: a random
@@ -136,15 +134,14 @@ def land_heights(rng, land, n):
     return np.repeat(4 * floors, 8 * width)[64:64 + n]
 
 def paint(pictures, color, radius, start, *ends):
-    """Paint a thick stroke from start, x + yj, to an end into (64, 64, 4),
-    color times opacity and opacity; into each picture to its own of `ends`."""
+    """Paint a thick stroke from start, x + yj, to an end, for each picture its
+    own, into (N, 64, 64, 4), color times opacity and opacity."""
     y, x = np.indices((SIZE, SIZE)) + 0.5
-    for picture, end in zip(pictures, itertools.cycle(ends or [start])):
-        point, way = x + 1j * y - start, end - start
-        along = (point * np.conj(way)).real / max(abs(way) ** 2, 1)
-        distance = np.abs(point - np.clip(along, 0, 1) * way)
-        cover = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
-        picture += cover * (np.float32([*color, 1]) - picture)
+    point, way = x + 1j * y - start, np.reshape(ends or start, (-1, 1, 1)) - start
+    along = (point * np.conj(way)).real / np.maximum(np.abs(way) ** 2, 1)
+    distance = np.abs(point - np.clip(along, 0, 1) * way)
+    cover = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
+    pictures += cover * (np.float32([*color, 1]) - pictures)
 
 def draw_sky(rng, sky, sun):
     """The sky with its stars and the sun or the moon: (64, 64, 4)."""
@@ -154,7 +151,7 @@ def draw_sky(rng, sky, sun):
         for cell in rng.permutation(32)[:8]:
             y, x = 8 * np.array(divmod(cell, 8)) + 2 * rng.integers(4, size=2)
             picture[y:y + 2, x:x + 2, :3] = 240
-    paint([picture], light, 5, sun)
+    paint(picture[None], light, 5, sun)
     return picture
 
 def draw_land(heights, land, sky):
@@ -192,17 +189,15 @@ def toy_clip(rng, frames=65, attributes=None):
     """Draw a clip -> uint8 (T, 64, 64, 3), its caption, its attributes.
 
     attributes: some or all of `toy_attributes`; the others are drawn. Added
-    to them: "said", the names of those in the caption; "skyline" (T, 64), the
-    land's height above the bottom; "box", the traveller's (x0, y0, x1, y1).
-    """
+    to them: "said", the names of those in the caption, and "box", the
+    traveller's (x0, y0, x1, y1) in pixels."""
     a = toy_attributes(rng) | (attributes or {})
     form = CANONICAL if rng.random() < 0.3 else wording(rng)
     caption, a["said"] = caption_of(a, form)
     # all stands on the grid of tokens and goes to the right, for now
     x, y = 8 * rng.integers(1, 5), rng.choice(TOPS[a["traveller"]])
     places = [u for u in range(8, 57, 8) if abs(u - x - 12) >= 20]
-    sun = rng.choice(places) + 1j * rng.choice([8, 16])
-    sky = draw_sky(rng, a["sky"], sun)
+    sky = draw_sky(rng, a["sky"], rng.choice(places) + 1j * rng.choice([8, 16]))
     flap = draw_traveller(a["traveller"], COLORS[a["color"]], x + 1j * y)
     speed = SPEEDS[a["speed"]]
     heights = land_heights(rng, a["land"], SIZE + speed * (frames - 1))
@@ -213,11 +208,9 @@ def toy_clip(rng, frames=65, attributes=None):
         for layer in (land[:, speed * t:speed * t + SIZE], flap[t % 4]):
             picture = layer + (1 - layer[..., 3:]) * picture
         video[t] = np.rint(picture[..., :3])
-    a["skyline"] = 8 + heights[np.arange(SIZE) + speed * np.arange(frames)[:, None]]
     ys, xs = np.nonzero(flap[..., 3].max(0) > 0.5)
     if a["way"] == "left":  # mirrored
-        video, a["skyline"] = video[:, :, ::-1].copy(), a["skyline"][:, ::-1]
-        xs = SIZE - 1 - xs
+        video, xs = video[:, :, ::-1].copy(), SIZE - 1 - xs
     a["box"] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
     return video, caption, a
 
