@@ -10,6 +10,7 @@
 This file knows nothing about networks.
 """
 import contextlib
+import io
 import itertools
 import json
 import zlib
@@ -219,11 +220,14 @@ def toy_clip(rng, frames=65, attributes=None):
 VIDEOS = {"mp4", "webm", "mov", "mkv", "avi", "gif"}
 IMAGES = {"png", "jpg", "jpeg", "webp"}
 
-def read_frames(file, fps=FPS, size=128):
+def read_frames(file, fps=FPS, size=128, start=0):
     """Yield the square centre of what a video shows at 0, 1/fps, 2/fps ...
-    seconds, uint8 (size, size, 3). file: a path or a binary file."""
+    seconds, uint8 (size, size, 3), counted from the key frame before second
+    `start`. file: a path or a binary file."""
     with av.open(file) as film:
         stream, graph = film.streams.video[0], av.filter.Graph()
+        if start:
+            film.seek(int(start * av.time_base))
         graph.link_nodes(
             graph.add_buffer(template=stream),
             graph.add("setpts", "PTS-STARTPTS"),
@@ -239,16 +243,17 @@ def read_frames(file, fps=FPS, size=128):
                 while True:
                     yield np.rot90(graph.pull().to_ndarray(), turned)
 
-def read_clip(path, n_frames, fps=FPS, size=128, last=False):
-    """The first or last frames of a video file, uint8 (n_frames, size, size,
-    3). Raises ValueError if there are fewer."""
+def read_clip(file, n_frames, fps=FPS, size=128, start=0, last=False):
+    """The first frames of a video file, or of what follows the key frame
+    before second `start`, or the last ones: uint8 (n_frames, size, size, 3).
+    Raises ValueError if there are fewer."""
     try:
-        frames = read_frames(str(path), fps, size)
+        frames = read_frames(file, fps, size, start)
         clip = deque(frames if last else itertools.islice(frames, n_frames), n_frames)
     except Exception as e:  # ffmpeg raises nearly anything
-        raise ValueError(f"{path} is not a readable video") from e
+        raise ValueError(f"{file} is not a readable video") from e
     if len(clip) < n_frames:
-        raise ValueError(f"{path} is too short for {n_frames} frames")
+        raise ValueError(f"{file} is too short for {n_frames} frames")
     return np.stack(clip)
 
 def read_image(file, size=128):
@@ -268,99 +273,131 @@ def to_uint8(video):
     video = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return video.movedim(-4, -1).contiguous().cpu().numpy()
 
-# ---- token shards: P.t17.tokens.npy, P.t17.captions.jsonl; P.json when done ----
+# ---- clips on disk, as tools/prepare.py writes them ----
 
 def read_meta(folder):
     """What describes the clips and the tokenizer of a folder of shards."""
     return json.loads(Path(folder, "meta.json").read_text())
 
-class TokenShards:
-    """The clips of comma-separated folders that have at least `latents`
-    latent frames, cut to that many (None: uncut). shards[i] -> (tokens
-    int64 (latents, h, w), caption)."""
+class Shards:
+    """The clips of t latent frames in a folder: shards[i] -> a dict with the
+    caption and, for stage 0, the file; shards.tokens(i) -> int64 (t, h, w).
 
-    def __init__(self, folders, latents=None):
-        self.latents, self.files = latents, []
-        for folder in str(folders).split(","):
-            for path in sorted(Path(folder).glob("*.tokens.npy")):
-                part, kind = path.name.split(".")[:2]  # 000000.t17.tokens.npy
-                long = int(kind[1:]) >= (latents or 1)
-                if long and Path(folder, f"{part}.json").exists():
-                    stem = str(path).removesuffix(".tokens.npy")
-                    with open(stem + ".captions.jsonl", "rb") as f:
-                        ends = np.cumsum([len(line) for line in f])
-                    self.files.append((stem, ends))
-        self.counts = np.cumsum([len(ends) for _, ends in self.files])
+    index.json       {"17": {PART: clips, ...}, "5": ..., "1": ...}
+    PART.t17.jsonl   the dicts, a line for each clip
+    PART.t17.ends    where these lines end in bytes, int64
+    PART.t17.tokens  uint16 (clips, t, h, w)
+
+    The last two are .npy files. All is opened when it is needed, so any
+    number of clips takes no time or memory at the start.
+    """
+
+    def __init__(self, folder, t, parts):
+        self.stems = [f"{folder}/{part}.t{t}" for part in parts]
+        self.counts = np.cumsum(list(parts.values()))
 
     def __len__(self):
-        return int(self.counts[-1]) if self.files else 0
+        return int(self.counts[-1])
+
+    def place(self, i):
+        part = int(np.searchsorted(self.counts, i, side="right"))
+        return self.stems[part], i - (self.counts[part - 1] if part else 0)
 
     def __getitem__(self, i):
-        which = int(np.searchsorted(self.counts, i, side="right"))
-        path, ends = self.files[which]
-        i = i - self.counts[which] + len(ends)
-        # opened for each clip, as there may be thousands of files
-        tokens = np.load(path + ".tokens.npy", mmap_mode="r")[i]
-        with open(path + ".captions.jsonl", "rb") as f:
-            f.seek(ends[i - 1] if i else 0)
-            caption = json.loads(f.readline())["caption"]
-        return tokens[:self.latents].astype(np.int64), caption
+        stem, row = self.place(i)
+        ends = np.load(stem + ".ends.npy", mmap_mode="r")
+        with open(stem + ".jsonl", "rb") as f:
+            f.seek(ends[row - 1] if row else 0)
+            return json.loads(f.readline())
+
+    def tokens(self, i):
+        stem, row = self.place(i)
+        return np.load(stem + ".tokens.npy", mmap_mode="r")[row].astype(np.int64)
+
+def shards_of(folder, t=1):
+    """The Shards of a folder with clips of at least t latent frames."""
+    index = json.loads(Path(folder, "index.json").read_text())
+    return [Shards(folder, n, parts) for n, parts in index.items() if int(n) >= t]
 
 class Clips(torch.utils.data.Dataset):
     """Training samples: clips[(step, i, frames)] -> (clip, caption), drawn
     by (seed, stage, step, i) alone.
 
-    source: "toy", or folders of token shards with commas between, or in
-    stage 0 a folder of videos and images. A clip is tokens int64 (t, h, w)
-    of shards, else video uint8 (T, H, W, 3). validation: other seeds, or
-    the last 64th of files and clips. A caption may be dropped, for guidance.
+    images, videos: "toy", or folders of `Shards`, "A,B" or with shares
+    "A:3,B:1"; clips of one frame are of `images`. A clip is tokens int64
+    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
+    validation: other seeds, or the last 64th of the clips. A caption may be
+    dropped, for guidance.
     """
 
-    def __init__(self, source, seed, stage, resolution=SIZE, validation=False):
-        self.source, self.seed, self.stage = source, seed, stage
-        self.resolution, self.validation = resolution, validation
-        self.shards, self.files = {}, []
-        if source == "toy" and resolution != SIZE:
-            raise ValueError(f"the toy world has {SIZE} pixels: use --data")
-        if source != "toy" and stage == 0:
-            self.files = sorted(path for path in Path(source).rglob("*")
-                                if ending(path) in VIDEOS | IMAGES)
+    def __init__(self, images, videos, seed, stage, resolution=SIZE, validation=False):
+        self.images, self.videos = images, videos
+        self.seed, self.stage, self.validation = seed, stage, validation
+        self.resolution, self.opened = resolution, {}
+        if "toy" in (images, videos) and resolution != SIZE:
+            raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
 
     def __getitem__(self, key):
         step, i, frames = key
         rng = np.random.default_rng([self.seed, self.stage, step, i, self.validation])
         drop = rng.random() < 0.1 and not self.validation  # our choice
-        if self.source == "toy":
+        source = self.images if frames == 1 else self.videos
+        if source == "toy":
             clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
-            clip, caption = self.clip_of_files(rng, frames), ""
+            clip, caption = self.pixels(rng, source, frames), ""
         else:
             t = latent_frames(frames)
-            if t not in self.shards:  # opened when first asked for
-                self.shards[t] = TokenShards(self.source, t)
-            clip, caption = self.choose(rng, self.shards[t])
+            shards, i = self.choose(rng, source, t)
+            clip, caption = shards.tokens(i)[:t], shards[i]["caption"]
         return clip, "" if drop else caption
 
-    def clip_of_files(self, rng, frames):
-        for _ in range(100):  # short and broken files are passed over
-            path = self.choose(rng, self.files)
+    def choose(self, rng, source, t):
+        """Draw a clip of at least t latent frames -> its Shards, its number."""
+        if (source, t) not in self.opened:
+            every, weights = [], []
+            for folder, share in shares(source):
+                some = shards_of(folder, t)
+                clips = sum(map(len, some))
+                if not clips:
+                    raise ValueError(f"{folder} has no clips that long")
+                every += some
+                weights += [(share or clips) * len(x) / clips for x in some]
+            self.opened[source, t] = every, np.array(weights) / sum(weights)
+        every, p = self.opened[source, t]
+        shards = every[rng.choice(len(every), p=p)]
+        n, kept = len(shards), max(1, len(shards) // 64)
+        first, end = (n - kept, n) if self.validation else (0, max(1, n - kept))
+        return shards, rng.integers(first, end)
+
+    def pixels(self, rng, source, frames):
+        for _ in range(100):  # broken files are passed over
+            shards, i = self.choose(rng, source, latent_frames(frames))
             try:
-                if ending(path) in VIDEOS:
-                    return read_clip(path, frames, size=self.resolution)
-                elif frames == 1:
-                    return read_image(path, self.resolution)
+                return read_pixels(rng, shards[i], frames, self.resolution)
             except Exception:  # Pillow, too, raises nearly anything
                 pass
-        raise ValueError(f"{self.source}: 100 files without {frames} frames")
+        raise ValueError(f"{source}: 100 files that cannot be read")
 
-    def choose(self, rng, items):
-        """One at random; for validation, of the last 64th."""
-        n, kept = len(items), max(1, len(items) // 64)
-        if not n:
-            raise ValueError(f"{self.source} has no clips that long")
-        if self.validation:
-            return items[rng.integers(n - kept, n)]
-        return items[rng.integers(max(1, n - kept))]
+def shares(source):
+    """"A:3,B" -> [("A", 3.0), ("B", None)]; None: as many as its clips."""
+    for folder in source.split(","):
+        name, _, share = folder.rpartition(":")
+        number = name and share.replace(".", "", 1).isdecimal()
+        yield (name, float(share)) if number else (folder, None)
+
+def read_pixels(rng, clip, frames, size):
+    """clip: {"name", "file", "frames", and in a tar file "offset", "size"}
+    -> frames from a random start, uint8 (frames, size, size, 3)."""
+    file = clip["file"]
+    if "offset" in clip:
+        with open(file, "rb") as f:
+            f.seek(clip["offset"])
+            file = io.BytesIO(f.read(clip["size"]))
+    if ending(clip["name"]) in IMAGES:
+        return read_image(file, size)
+    start = rng.integers(clip["frames"] - frames + 1) / FPS
+    return read_clip(file, frames, size=size, start=start)
 
 def ending(path):
     return Path(path).suffix[1:].lower()

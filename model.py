@@ -186,7 +186,8 @@ class Transformer(nn.Module):
         x = self.embed_tokens(tokens)
         for i, layer in enumerate(self.layers):
             if self.checkpoint_activations:
-                x = checkpoint(layer, x, cos, sin, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, use_reentrant=False,
+                               preserve_rng_state=False)  # no dropout
             else:
                 x = layer(x, cos, sin, cache, i)
         return self.norm(x)

@@ -215,6 +215,8 @@ class ClusteringVQ(nn.Module):
         """
         latents, tokens = (of_all_ranks(torch.cat(x)) for x in zip(*self.seen))
         self.seen = []
+        if not latents.isfinite().all():
+            return
         M = len(self.usage)
         counts = torch.bincount(tokens, minlength=M) / len(tokens)
         self.usage.lerp_(counts, 1 - self.decay)
@@ -292,7 +294,11 @@ class TokenizerLoss(nn.Module):
         self.perceptual_weight = perceptual_weight
         if perceptual_weight:
             import lpips
-            net = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False)
+            try:
+                net = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False)
+            except OSError as e:
+                raise ValueError(f"lpips cannot fetch VGG's weights ({e}): see "
+                                 "docs/scaling.md, or --perceptual-weight 0") from e
             self.lpips = [net]  # a list hides it from the optimizer
 
     def forward(self, video, adversarial):

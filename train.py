@@ -7,7 +7,7 @@
 
     python train.py --stage 1                   # the toy, one process
     torchrun --nproc-per-node 8 train.py --stage 3 --preset 7b --fsdp \
-        --data shards --out runs/7b
+        --images data/cc12m --videos data/webvid --out runs/7b
 
 Stages 2 and 3 start from the stage before; 1 to 3 use the tokenizer in --out,
 or the shipped toy's. --out gets tokenizer.pt, stage1.pt ... and metrics.jsonl.
@@ -31,7 +31,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import Clips, TextTokenizer, latent_frames, read_meta, to_float
+from data import Clips, TextTokenizer, latent_frames, read_meta, shares, to_float
 from model import PRESETS, Llama, ModelConfig, prefix_tokens
 from sample import autocast, fast_dtype, set_threads
 from tokenizer import (TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss,
@@ -46,6 +46,11 @@ PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (200_000, 512, 1e-4, 10_000), (100_000, 256, 1e-4, 10_000)]
 TOY = [(3000, 2, 2e-3, 100), (1200, 16, 2e-3, 100),
        (2400, 4, 1.5e-3, 100), (1500, 2, 1e-3, 100)]
+# Our choices; the paper tokenizer's as in LlamaGen and Open-MAGVIT2
+PAPER_ALSO = {"micro_batch": 1, "save_every": 1000, "perceptual_weight": 1.0,
+              "adversarial_weight": 0.1, "adversarial_start": 0.05}
+TOY_ALSO = {"micro_batch": 16, "save_every": 250, "perceptual_weight": 0.0,
+            "adversarial_weight": 0.01, "adversarial_start": 0.75}
 FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
                 "34-49": (9, 13), "50-65": (13, 17)}  # Fig. 3, latent frames
 
@@ -64,8 +69,9 @@ def micro_batches(args, step, rank, ranks):
     """This rank's samples of a step, lists of keys (step, i, frames). Of
     shorter clips there are more, so that tokens stay about equal."""
     frames = frames_of_step(args, step)
-    more = latent_frames(FRAMES[args.stage]) // latent_frames(frames)
-    n, micro = args.batch_size // ranks * more, args.micro_batch * more
+    t, longest = latent_frames(frames), latent_frames(FRAMES[args.stage])
+    n = args.batch_size // ranks * (longest // t)
+    micro = args.micro_batch * (latent_frames(FRAMES[3]) // t)
     keys = [(step, rank * n + i, frames) for i in range(n)]
     return [keys[i:i + micro] for i in range(0, n, micro)]
 
@@ -126,10 +132,12 @@ def main():
             PRESETS[args.preset], latent_shape=(t, size // 8, size // 8),
             video_vocab=tokenizer.config.codebook_size))
         text = TextTokenizer(config.text_tokenizer)
-        network = objective = Llama(config)
+        with torch.device("meta" if args.fsdp else "cpu"):
+            network = objective = Llama(config)
         network.model.checkpoint_activations = args.checkpoint_activations
         players, compiled = [network], network.model.layers
-    objective.to(device)
+    if not args.fsdp:
+        objective.to(device)
     set_threads(objective)
     for module in compiled if args.compile else ():
         module.compile(dynamic=False)
@@ -139,6 +147,9 @@ def main():
         policy = MixedPrecisionPolicy(getattr(torch, args.dtype), torch.float32)
         for module in (*network.model.layers, network):
             fully_shard(module, mp_policy=policy)
+        network.to_empty(device=device)
+        if not saved:  # only rank 0 makes the whole, the others get their slices
+            saved = {"weights": {} if rank else Llama(config).state_dict()}
     optimizer = torch.optim.AdamW(parameter_groups(objective), lr=args.lr,
                                   betas=(0.9, 0.95), fused=True)
     start = restore(saved, resumed, network, objective, optimizer)
@@ -147,7 +158,7 @@ def main():
         model = DistributedDataParallel(objective, broadcast_buffers=False)
 
     # the data
-    clips, validation = (Clips(args.data, args.seed, stage, size, val)
+    clips, validation = (Clips(args.images, args.videos, args.seed, stage, size, val)
                          for val in (False, True))
     batches = (keys for step in range(start, args.steps)
                for keys in micro_batches(args, step, rank, ranks))
@@ -174,7 +185,7 @@ def main():
                 torch.utils.data.DataLoader(validation, batch_sampler=keys)]
         return sum(x.get("unweighted_loss", x["loss"]).item() for x in logs) / 8
 
-    log = None
+    log, skipped = None, 0
     bar = tqdm(range(start, args.steps), NAMES[stage], args.steps,
                initial=start, disable=rank > 0, smoothing=0.05)
     for step in bar:
@@ -199,7 +210,10 @@ def main():
 
         # the optimizer step
         norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0) for net in players]
-        optimizer.step()
+        norm = float(sum(norms))
+        if math.isfinite(norm):
+            optimizer.step()
+        skipped = 0 if math.isfinite(norm) else skipped + 1
         optimizer.zero_grad(set_to_none=True)
         if stage == 0:
             network.vq.reinitialize(args.seed, step)
@@ -211,7 +225,7 @@ def main():
         tokens = n * ranks * latent_frames(frames) * (size // 8) ** 2
         line = {"stage": stage, "step": step, "frames": frames, "lr": lr,
                 **{name: x.item() for name, x in totals.items()},
-                "grad_norm": float(norms[0]), "data_wait": waited / seconds,
+                "grad_norm": norm, "skipped": skipped, "data_wait": waited / seconds,
                 "tokens_per_s": tokens / seconds}
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
         if saving:
@@ -219,6 +233,8 @@ def main():
         if rank == 0:
             log = log or open_log(args, start)
             log(line)
+        if skipped == 10:
+            raise ValueError(f"10 gradients in a row are not finite; {path} is of before")
         bar.set_postfix(loss=line["loss"], frames=frames)
         if saving:
             save(path, args, config, digest, step + 1, network, objective, optimizer)
@@ -293,10 +309,11 @@ def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
     shipped = args.preset == "toy" and not (args.out / "tokenizer.pt").exists()
     tokenizer, digest = load_tokenizer(None if shipped else args.out, device)
-    folders = args.data.split(",") if args.data != "toy" else ()
+    folders = [folder for source in (args.images, args.videos) if source != "toy"
+               for folder, _ in shares(source)]
     for other in (saved, *map(read_meta, folders)):
-        if other and other["tokenizer_hash"] != digest:
-            raise ValueError("--data or the checkpoint has another tokenizer")
+        if other and other.get("tokenizer_hash") != digest:
+            raise ValueError("the clips or the checkpoint have another tokenizer")
     return tokenizer, digest
 
 def restore(saved, resumed, network, objective, optimizer):
@@ -324,9 +341,12 @@ def save(path, args, config, digest, step, network, objective, optimizer):
         checkpoint["discriminator"] = objective.discriminator.state_dict()
     if dist.is_initialized() and dist.get_rank():
         return
-    part = path.with_suffix(".tmp")
+    part, before = path.with_suffix(".tmp"), path.with_suffix(".before.pt")
     try:
         torch.save(checkpoint, part)
+        if path.exists():  # the last but one stays
+            before.unlink(missing_ok=True)
+            os.link(path, before)
         part.replace(path)
     except (OSError, RuntimeError) as e:  # RuntimeError: the disk is full
         part.unlink(missing_ok=True)
@@ -368,25 +388,27 @@ def parse():
     add("--stage", type=int, choices=range(4), required=True)
     add("--preset", choices=PRESETS, default="toy")
     add("--out", type=Path, default="out", help="folder")
-    add("--data", default="toy", help="or folders of token shards, with commas "
-        "between; for stage 0 a folder of videos and images")
+    add("--videos", default="toy", metavar="A,B", help="folders that "
+        "tools/prepare.py wrote; A:3,B:1 for their shares")
+    add("--images", metavar="C,D", help="likewise (default: first frames of videos)")
     add("--steps", type=int)
     add("--batch-size", type=int, help="clips of the longest length")
-    add("--micro-batch", type=int, help="clips at once on a device")
+    add("--micro-batch", type=int, help="clips of 65 frames at once on a "
+        "device, or as many tokens of shorter ones")
     add("--lr", type=float)
     add("--warmup", type=int)
     add("--image-every", type=int, default=5, help="steps; 0 is never")
     add("--lambda", dest="lambda_", type=float, default=1.0, help="Eq. (2)")
-    add("--adversarial-weight", type=float, default=0.01)
-    add("--adversarial-start", type=float, default=0.75, help="0 to 1")
-    add("--perceptual-weight", type=float, default=0.0)
+    add("--adversarial-weight", type=float)
+    add("--adversarial-start", type=float, help="0 to 1")
+    add("--perceptual-weight", type=float)
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     add("--checkpoint-activations", action="store_true")
     add("--fsdp", action="store_true")
     add("--device", default="cuda" if cuda else "cpu")
     add("--workers", type=int, default=4 if cuda else 0)
-    add("--save-every", type=int, default=250)
+    add("--save-every", type=int, metavar="STEPS")
     add("--init", metavar="PATH", help="a checkpoint, or 'none'")
     add("--resume", action="store_true")
     add("--overwrite", action="store_true")
@@ -398,11 +420,11 @@ def parse():
     args = p.parse_args()
     toy = args.preset == "toy"
     names = "steps", "batch_size", "lr", "warmup"
-    for name, x in zip(names, (TOY if toy else PAPER)[args.stage]):
+    defaults = dict(zip(names, (TOY if toy else PAPER)[args.stage]))
+    defaults |= TOY_ALSO if toy else PAPER_ALSO
+    for name, x in (defaults | {"images": args.videos}).items():
         if vars(args)[name] is None:
             vars(args)[name] = x
-    if args.micro_batch is None:
-        args.micro_batch = args.batch_size if toy else 1
     if min(args.steps, args.batch_size, args.micro_batch, args.save_every,
            args.image_every + 1, args.seed + 1) < 1:
         raise ValueError("steps and sizes must be at least 1")
