@@ -387,17 +387,21 @@ def shares(source):
         yield (name, float(share)) if number else (folder, None)
 
 def read_pixels(rng, clip, frames, size):
-    """clip: {"name", "file", "frames", and in a tar file "offset", "size"}
-    -> frames from a random start, uint8 (frames, size, size, 3)."""
-    file = clip["file"]
-    if "offset" in clip:
-        with open(file, "rb") as f:
-            f.seek(clip["offset"])
-            file = io.BytesIO(f.read(clip["size"]))
+    """Frames from a random start, uint8 (frames, size, size, 3), of a file
+    of which {"name", "frames"} and what `open_media` needs is known."""
     if ending(clip["name"]) in IMAGES:
-        return read_image(file, size)
+        return read_image(open_media(clip), size)
     start = rng.integers(clip["frames"] - frames + 1) / FPS
-    return read_clip(file, frames, size=size, start=start)
+    return read_clip(open_media(clip), frames, size=size, start=start)
+
+def open_media(clip):
+    """{"file": path} -> the path; with "offset" and "size", as in a tar
+    file -> these bytes, as a binary file."""
+    if "offset" not in clip:
+        return clip["file"]
+    with open(clip["file"], "rb") as f:
+        f.seek(clip["offset"])
+        return io.BytesIO(f.read(clip["size"]))
 
 def ending(path):
     return Path(path).suffix[1:].lower()

@@ -209,11 +209,12 @@ def main():
                 totals[name] += x * len(micro) / n
 
         # the optimizer step
-        norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0) for net in players]
-        norm = float(sum(norms))
-        if math.isfinite(norm):
+        norms = [float(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0))
+                 for net in players]
+        finite = math.isfinite(sum(norms))
+        if finite:
             optimizer.step()
-        skipped = 0 if math.isfinite(norm) else skipped + 1
+        skipped = 0 if finite else skipped + 1
         optimizer.zero_grad(set_to_none=True)
         if stage == 0:
             network.vq.reinitialize(args.seed, step)
@@ -225,7 +226,7 @@ def main():
         tokens = n * ranks * latent_frames(frames) * (size // 8) ** 2
         line = {"stage": stage, "step": step, "frames": frames, "lr": lr,
                 **{name: x.item() for name, x in totals.items()},
-                "grad_norm": norm, "skipped": skipped, "data_wait": waited / seconds,
+                "grad_norm": norms[0], "skipped": skipped, "data_wait": waited / seconds,
                 "tokens_per_s": tokens / seconds}
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
         if saving:
@@ -252,7 +253,6 @@ def start_processes(args):
         raise ValueError("--fsdp is for stages 1 to 3 under torchrun")
     if args.batch_size % ranks:
         raise ValueError(f"{ranks} processes cannot share --batch-size {args.batch_size}")
-    args.micro_batch = min(args.micro_batch, args.batch_size // ranks)
     if args.device == "cuda" and ranks > 1:
         args.device = "cuda:" + os.environ["LOCAL_RANK"]
         torch.cuda.set_device(args.device)

@@ -9,9 +9,9 @@ from PIL import Image
 
 import data
 from data import (COLORS, FPS, HELD_OUT, LANDS, SKIES, SPEEDS, TOY, WORDS, Clips,
-                  TextTokenizer, TokenShards, caption_of, held_out, land_heights,
-                  latent_frames, read_clip, read_image, to_float, to_uint8,
-                  toy_attributes, toy_clip, video_frames, wording)
+                  TextTokenizer, caption_of, held_out, land_heights,
+                  latent_frames, read_clip, read_image, shards_of, to_float,
+                  to_uint8, toy_attributes, toy_clip, video_frames, wording)
 from model import PRESETS
 from prompts import analyse, invention, judge, moves_as_one, new_land, skyline
 
@@ -151,7 +151,7 @@ def test_invention(land, monkeypatch):
 
 
 def test_held_out_triples_are_never_trained():
-    clips = Clips("toy", seed=0, stage=1)
+    clips = Clips("toy", "toy", seed=0, stage=1)
     rng = np.random.default_rng(0)
     assert not any(held_out(toy_attributes(rng)) for _ in range(500))
     assert all(held_out(toy_attributes(rng, held=True)) for _ in range(20))
@@ -163,7 +163,7 @@ def test_held_out_triples_are_never_trained():
 
 
 def test_a_sample_depends_on_its_key_alone():
-    a, b = (Clips("toy", seed=0, stage=2) for _ in range(2))
+    a, b = (Clips("toy", "toy", seed=0, stage=2) for _ in range(2))
     b[5, 0, 17]
     assert (a[3, 1, 17][0] == b[3, 1, 17][0]).all() and not (a[3, 1, 17][0] == a[3, 2, 17][0]).all()
     one, two = (toy_clip(np.random.default_rng(5), 5) for _ in range(2))
@@ -202,16 +202,26 @@ def test_folders_are_drawn_by_their_clips(tiny, tmp_path):
         run("tools/prepare.py", "--clips", n, "--seed", seed, "--ckpt", tiny,
             "--out", tmp_path / str(seed))
     both = f"{tmp_path / '1'},{tmp_path / '2'}"
-    first = {TokenShards(tmp_path / "1", 17)[i][0].tobytes() for i in range(9)}
-    clips, kept = (Clips(both, 0, 3, validation=v) for v in (False, True))
-    share = np.mean([clips[0, i, 65][0].tobytes() in first for i in range(400)])
-    assert 0.75 < share < 0.88  # 9 of 11: one is kept for validation
-    validation = {kept[0, i, 65][0].tobytes() for i in range(20)}
-    assert len(validation) == 1 and not any(
-        clips[0, i, 65][0].tobytes() in validation for i in range(400))
-    (tmp_path / "none").mkdir()
+    [shards] = shards_of(tmp_path / "1", 17)
+    first = {shards.tokens(i).tobytes() for i in range(9)}
+
+    def drawn_of_first(source, n=400):
+        clips = Clips("toy", source, 0, 3)
+        return np.mean([clips[0, i, 65][0].tobytes() in first for i in range(n)])
+
+    assert 0.68 < drawn_of_first(both) < 0.82  # 9 of 12
+    assert 0.43 < drawn_of_first(f"{tmp_path / '1'}:1,{tmp_path / '2'}:1") < 0.57
+    # a clip kept for validation is no image of stage 1 either
+    clips, kept = (Clips(both, both, 0, 3, validation=v) for v in (False, True))
+    validation = {kept[0, i, 65][0].tobytes() for i in range(40)}
+    images = {x[:512] for x in validation}  # 8x8 tokens of 8 bytes
+    assert len(validation) == 2 and not any(
+        clips[0, i, 65][0].tobytes() in validation or clips[0, i, 1][0].tobytes() in images
+        for i in range(400))
+    images = Clips("toy", str(tmp_path / "1"), 0, 3)
+    assert images[0, 0, 1][0].dtype == np.uint8 and images[0, 0, 65][0].dtype == np.int64
     with pytest.raises(ValueError, match="no clips that long"):
-        Clips(str(tmp_path / "none"), 0, 3)[0, 0, 65]
+        Clips("toy", str(tmp_path / "1"), 0, 3).choose(np.random.default_rng(0), str(tmp_path / "1"), 18)
 
 
 @pytest.mark.parametrize("fps", [24, 30000 / 1001, 60, None])
@@ -285,20 +295,24 @@ def test_images(tmp_path):
     assert read_image(tmp_path / "print.jpg", 32).min() > 250
 
 
-def test_a_folder_of_files_for_the_tokenizer(tmp_path):
-    """Stage 0 takes videos that are long enough, and images as single frames;
-    whatever cannot be read is passed over."""
-    for i in range(3):
-        video = toy_clip(np.random.default_rng(i), 20 if i else 70)[0]
-        imageio.v3.imwrite(tmp_path / f"{i}.mp4", video, plugin="pyav",
-                           codec="libx264", fps=FPS)
+def test_files_for_the_tokenizer(tmp_path):
+    """Stage 0 takes images and videos that are long enough, these from a
+    random start; what cannot be read is passed over."""
+    for i, seconds in enumerate((3, 20, 30)):
+        # brightness tells the second; a key frame in each
+        video = np.arange(4 * seconds, dtype=np.uint8)[:, None, None, None] // 4 * 8
+        imageio.v3.imwrite(tmp_path / f"{i}.mp4", video.repeat(64, 1).repeat(64, 2).repeat(3, 3),
+                           plugin="pyav", codec="libx264", fps=4, filter_sequence=None)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
-    (tmp_path / "broken.mp4").write_text("no video")
     (tmp_path / "broken.png").write_text("no image")
-    clips = Clips(str(tmp_path), seed=0, stage=0)
-    assert [clips[0, i, 65][0].shape for i in range(3)] == [(65, 64, 64, 3)] * 3
+    whole = (tmp_path / "1.mp4").read_bytes()
+    (tmp_path / "broken.mp4").write_bytes(whole.replace(b"mdat", b"free"))
+    run("tools/prepare.py", "--source", "folder", "--input", tmp_path, "--index",
+        "--out", tmp_path / "index")
+    clips = Clips(f"{tmp_path / 'index'}", f"{tmp_path / 'index'}", seed=0, stage=0)
+    drawn = [clips[0, i, 65][0] for i in range(8)]
+    assert all(x.shape == (65, 64, 64, 3) for x in drawn)
+    assert len({x[0, 0, 0, 0] for x in drawn}) > 2  # they start anywhere
     singles = [clips[1, i, 1][0] for i in range(12)]
     assert all(x.shape == (1, 64, 64, 3) for x in singles)
     assert any((x == (255, 0, 0)).all() for x in singles)
-    with pytest.raises(ValueError, match="no clips"):
-        Clips(str(tmp_path / "none"), seed=0, stage=0)[0, 0, 65]

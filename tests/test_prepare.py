@@ -16,7 +16,7 @@ import torch
 from conftest import ONE_THREAD, command, fails, run
 from PIL import Image
 
-from data import TokenShards, read_clip, to_float, toy_clip
+from data import Clips, read_clip, shards_of, to_float, toy_clip
 from tokenizer import load_tokenizer
 
 PREPARE = "tools/prepare.py"
@@ -39,6 +39,21 @@ def skipped(folder):
     return [json.loads(line) for line in lines]
 
 
+def clips_in(folder, t):
+    """(tokens of t latent frames, caption) of all clips that are so long."""
+    return [(some.tokens(i)[:t], some[i]["caption"])
+            for some in shards_of(folder, t) for i in range(len(some))]
+
+
+def jobs(monkeypatch, ranks, *args):
+    """Run these jobs of two."""
+    for rank in ranks:
+        with monkeypatch.context() as m:
+            m.setenv("WORLD_SIZE", "2")
+            m.setenv("RANK", str(rank))
+            run(*args, "--workers", 2 * rank)
+
+
 def files(folder):
     """{name: bytes}"""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -51,10 +66,9 @@ def test_one_shard_serves_every_stage(tiny, tmp_path):
     tokenizer, _ = load_tokenizer(tiny)
     # a prefix of a row is the encoding of the clip's prefix
     for latents, frames in ((1, 1), (5, 17), (17, 65)):
-        shards = TokenShards(tmp_path / "toy", latents)
+        shards = clips_in(tmp_path / "toy", latents)
         assert len(shards) == 5
-        for i in range(5):
-            tokens, caption = shards[i]
+        for i, (tokens, caption) in enumerate(shards):
             video, said, _ = toy_clip(np.random.default_rng([0, i, 17]))
             assert tokens.dtype == np.int64 and caption == said
             assert encoded_alike(tokenizer, tmp_path / "toy", video[:frames],
@@ -62,7 +76,7 @@ def test_one_shard_serves_every_stage(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "run")
     train = ["train.py", "--stage", 2, "--steps", 2, "--batch-size", 2,
              "--out", tmp_path / "run", "--overwrite",
-             "--data", tmp_path / "toy"]
+             "--videos", tmp_path / "toy"]
     run(*train)
     path = tmp_path / "toy" / "meta.json"
     meta = json.loads(path.read_text())
@@ -121,7 +135,7 @@ def corpus(tmp_path_factory):
     return folder, good, len(bad) + 4
 
 
-def test_a_folder_of_anything(tiny, tmp_path, corpus):
+def test_a_folder_of_anything(tiny, tmp_path, corpus, monkeypatch):
     folder, good, bad = corpus
     args = [PREPARE, "--source", "folder", "--input", folder, "--ckpt", tiny,
             "--batch-size", 2, "--part", 7]
@@ -131,7 +145,7 @@ def test_a_folder_of_anything(tiny, tmp_path, corpus):
     assert len(reasons) == bad, reasons
     assert all(r["file"] and 0 < len(r["reason"]) < 100 for r in reasons)
     assert f"{bad} skipped" in done.stdout
-    shards = {t: TokenShards(out, t) for t in (1, 5, 17)}
+    shards = {t: clips_in(out, t) for t in (1, 5, 17)}
     assert [len(s) for s in shards.values()] == [len(good), 5, 4]
     captions = [caption for _, caption in shards[1]]
     assert sorted(c.split()[1] for c in captions) == sorted(good)
@@ -145,13 +159,11 @@ def test_a_folder_of_anything(tiny, tmp_path, corpus):
                                      "--clips-per-video", 2)
     # the long one gives two
     run(*args, "--out", tmp_path / "more", "--clips-per-video", 2)
-    assert len(TokenShards(tmp_path / "more", 17)) == 5
+    assert len(clips_in(tmp_path / "more", 17)) == 5
 
     # two jobs in any order, with any number of workers, and one job that is
     # killed again and again write the same files
-    for job in (1, 0):
-        run(*args, "--out", tmp_path / "jobs", "--shard", f"{job}/2",
-            "--workers", 2 * job)
+    jobs(monkeypatch, (1, 0), *args, "--out", tmp_path / "jobs")
     assert files(tmp_path / "jobs") == files(out)
     for parts in (1, 2):
         process = subprocess.Popen(
@@ -175,18 +187,18 @@ def test_a_folder_of_anything(tiny, tmp_path, corpus):
                                     "--ckpt", tiny, "--out", tmp_path / "x")
 
 
-def test_the_first_run_decides_the_dtype(tiny, tmp_path):
+def test_the_first_run_decides_the_dtype(tiny, tmp_path, monkeypatch):
     """It is measured, and must not change when a killed run continues."""
     args = [PREPARE, "--clips", 4, "--part", 2, "--ckpt", tiny,
             "--out", tmp_path]
-    run(*args, "--shard", "0/2")
+    jobs(monkeypatch, (0,), *args)
     path = tmp_path / "meta.json"
     meta = json.loads(path.read_text())
     other = {"bfloat16": "float32", "float32": "bfloat16"}[meta["dtype"]]
     path.write_text(json.dumps(meta | {"dtype": other}))
     run(*args)
     assert json.loads(path.read_text())["dtype"] == other
-    assert len(TokenShards(tmp_path, 17)) == 4
+    assert len(clips_in(tmp_path, 17)) == 4
 
 
 def test_webvids_csv(tiny, tmp_path, corpus):
@@ -197,7 +209,7 @@ def test_webvids_csv(tiny, tmp_path, corpus):
     args = [PREPARE, "--source", "csv", "--input", tmp_path / "table.csv",
             "--root", corpus[0], "--ckpt", tiny]
     run(*args, "--out", tmp_path / "out")
-    shards = TokenShards(tmp_path / "out", 17)
+    shards = clips_in(tmp_path / "out", 17)
     captions = [caption for _, caption in shards]
     assert captions == ["first, with a comma", "second"]
     reasons = [s["reason"] for s in skipped(tmp_path / "out")]
@@ -207,7 +219,7 @@ def test_webvids_csv(tiny, tmp_path, corpus):
                                      "--columns", "videoid,page_dir,nome")
 
 
-def test_tars_of_img2dataset(tiny, tmp_path, corpus):
+def test_tars_of_img2dataset(tiny, tmp_path, corpus, monkeypatch):
     """Samples by key, captions from json or txt, a part for each tar; broken
     tars, links, duplicates and ../ names hurt nobody."""
     webdataset = pytest.importorskip("webdataset")
@@ -253,9 +265,9 @@ def test_tars_of_img2dataset(tiny, tmp_path, corpus):
     args = [PREPARE, "--source", "tar", "--input", folder, "--ckpt", tiny]
     run(*args, "--out", out)
     in_one = ["in the second tar", "with a name that climbs"]
-    captions = [caption for _, caption in TokenShards(out, 1)]
+    captions = [caption for _, caption in clips_in(out, 1)]
     assert sorted(captions) == sorted(["from json", "from txt", *3 * in_one])
-    videos = TokenShards(out, 17)
+    videos = clips_in(out, 17)
     assert [caption for _, caption in videos] == ["from txt"]
     parts = sorted(path.name for path in out.glob("0*.json"))
     assert parts == [f"{i:06d}.json" for i in range(7)]
@@ -268,18 +280,16 @@ def test_tars_of_img2dataset(tiny, tmp_path, corpus):
     broken = [file for file, reason in found if "broken tar" in reason]
     assert broken == [f"0000{i}.tar" for i in (2, 3, 4, 5, 6)]
     assert not list(tmp_path.rglob("evil*"))
-    for job in (1, 0):  # two jobs share the tars
-        run(*args, "--out", tmp_path / "jobs", "--shard", f"{job}/2",
-            "--workers", 2 * job)
+    jobs(monkeypatch, (1, 0), *args, "--out", tmp_path / "jobs")  # share the tars
     assert files(tmp_path / "jobs") == files(out)
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path):
+def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, monkeypatch):
     """Writing fails in the second part: the first stays, no half file is
     left, and the same command completes the set."""
     out = tmp_path / "out"
     args = [PREPARE, "--clips", 6, "--part", 3, "--ckpt", tiny, "--out", out]
-    run(*args, "--shard", "0/2")
+    jobs(monkeypatch, (0,), *args)
     full = subprocess.run(
         command(*args), capture_output=True, text=True, env=ONE_THREAD,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE,
@@ -288,6 +298,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path):
     last = full.stderr.strip().splitlines()[-1]
     assert last.startswith("prepare.py: cannot write")
     assert not list(out.glob("*.tmp"))
-    assert len(TokenShards(out, 17)) == 3
+    assert len(clips_in(out, 17)) == 3
     run(*args)
-    assert len(TokenShards(out, 17)) == 6
+    assert len(clips_in(out, 17)) == 6

@@ -204,7 +204,7 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "must be positive" in wrong(1, "--n-heads", 0, out=tmp_path)
     assert "twice" in wrong(1, *again, "--dim", 30, "--n-heads", 4)
     assert "8x8x4" in wrong(0, "--multipliers", 1, 2, out=tmp_path)
-    assert "meta.json" in wrong(1, *again, "--data", tmp_path)
+    assert "meta.json" in wrong(1, *again, "--videos", tmp_path)
     saved = torch.load(tiny / "stage1.pt", weights_only=True)
     torch.save(saved | {"step": 5}, tmp_path / "stage1.pt")
     assert "is at step 5 of 12" in wrong(2, out=tmp_path)

@@ -4,16 +4,18 @@
     python tools/prepare.py --source folder --input my_files --out data/mine
     python tools/prepare.py --source csv --input webvid.csv --root videos \
         --out data/webvid
-    python tools/prepare.py --source tar --input cc12m --out data/cc12m
+    torchrun --nproc-per-node 8 tools/prepare.py --source tar --input cc12m \
+        --out data/cc12m
     python tools/prepare.py --inspect data/webvid
 
     files -> clips uint8 (T, H, W, 3), T = 65, 17 or 1 at 6.5 frames/s
           -> tokens uint16 (N, t, h, w), t = 17, 5 or 1
 
-Each clip is encoded once, at its full length, and serves all three stages
-(see data.py). The files are divided into parts, and a part is written whole
-or not at all, so after a kill the same command continues. Files that cannot
-be used are listed in skipped.jsonl. docs/data.md has the shard format.
+Each clip is encoded once, at its full length, and serves stages 1 to 3; with
+--index nothing is encoded, and only the place of each file is written, for
+stage 0 (see data.py). The files are divided into parts, and a part is written
+whole or not at all, so after a kill the same command continues. Files that
+cannot be used are listed in skipped.jsonl. docs/data.md has the format.
 
 This file knows nothing about the language model.
 """
@@ -35,17 +37,20 @@ import av
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import (FPS, IMAGES, SIZE, VIDEOS, TokenShards, ending,  # noqa: E402
-                  read_frames, read_image, read_meta, to_float, to_uint8,
-                  toy_clip, video_frames)
+from data import (FPS, IMAGES, SIZE, VIDEOS, ending, latent_frames,  # noqa: E402
+                  open_media, read_frames, read_image, read_meta, shards_of,
+                  to_float, to_uint8, toy_clip, video_frames)
 from sample import autocast, fast_dtype  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
 
 LENGTHS = (65, 17, 1)  # frames of the clips of stages 3, 2 and 1 (Sec. 3.2)
+# of torchrun, or set by hand for jobs that share the work
+RANK, RANKS = (int(os.environ.get(name, default)) for name, default in
+               (("RANK", 0), ("WORLD_SIZE", 1)))
 
 # ---------------------------------------------------------------------------
 # reading: the one place that deals with whatever a file may be
@@ -55,27 +60,37 @@ class Skipped(ValueError):
 
 @dataclass
 class Item:
-    """A captioned video or image: a file at `path`, or its bytes, `data`."""
+    """A captioned video or image: a file, or a part of one."""
     name: str
     caption: str = ""
-    path: str = ""
-    data: bytes = b""
+    file: str = ""
+    place: dict | None = None  # its "offset" and "size" in a tar
     reason: str = ""  # why it cannot be used, if that is known already
 
     def __post_init__(self):
         self.caption = " ".join(self.caption[:4096].split())
 
-    def read(self, frames, size, count=1):
-        """-> list of up to `count` clips, uint8 (T, size, size, 3), one after
-        the other. Raises Skipped, whatever is wrong with the file."""
+    def row(self):
+        return {"caption": self.caption, "name": self.name,
+                "file": os.path.abspath(self.file), **(self.place or {})}
+
+    def read(self, size, count=1):
+        """-> list of (what is known, clip uint8 (T, size, size, 3)) of up to
+        `count` clips, one after the other. If count is 0, that of the whole
+        file, and no pixels. Raises Skipped, whatever is wrong with it."""
         try:
-            if self.reason or not self.caption:
+            if self.reason or count and not self.caption:
                 raise Skipped(self.reason or "no caption")
-            if not (os.path.getsize(self.path) if self.path else self.data):
+            if not (self.place["size"] if self.place else os.path.getsize(self.file)):
                 raise Skipped("empty file")
+            frames = self.frames()
+            if not count:
+                return [(self.row() | {"frames": frames}, None)]
             if ending(self.name) in IMAGES:
-                return self.image(size)
-            return self.clips(frames, size, count)
+                clips = [read_image(self.open(), size)]
+            else:
+                clips = self.clips(size, count)
+            return [({"caption": self.caption}, clip) for clip in clips]
         except Skipped:
             raise
         except Exception as e:  # ffmpeg and Pillow raise nearly anything
@@ -83,34 +98,40 @@ class Item:
             reason = getattr(e, "strerror", None)
             raise Skipped(reason or f"unreadable ({type(e).__name__})") from e
 
-    def file(self):
-        return self.path or io.BytesIO(self.data)
+    def open(self):
+        return open_media(self.row())
 
-    def image(self, size):
-        with warnings.catch_warnings():  # Pillow only warns of smaller bombs
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            check_size(*Image.open(self.file()).size)
-            return [read_image(self.file(), size)]
-
-    def clips(self, frames, size, count):
-        with av.open(self.file()) as film:
+    def frames(self):
+        """What its header says: 1, or those of a video at 6.5 frames/s."""
+        if ending(self.name) in IMAGES:
+            with warnings.catch_warnings():  # Pillow only warns of smaller bombs
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                check_size(*Image.open(self.open()).size)
+            return 1
+        with av.open(self.open()) as film:
             if film.format.name.endswith("_pipe"):
                 raise Skipped("a picture named as a video")
             if not film.streams.video:
                 raise Skipped("no video in it")
             stream = film.streams.video[0]
             check_size(stream.width, stream.height)
-        pictures, clips = read_frames(self.file(), FPS, size), []
+            return max(1, int((film.duration or 0) * FPS / av.time_base))
+
+    def clips(self, size, count):
+        pictures, clips = read_frames(self.open(), FPS, size), []
         while len(clips) < count:
-            clip = list(itertools.islice(pictures, frames))
-            if len(clip) < frames and clips:
+            clip = list(itertools.islice(pictures, LENGTHS[0]))
+            if len(clip) < LENGTHS[0] and clips:
                 break
             # only a video too short for one whole clip gives a shorter one
-            fit = [n for n in (frames, *LENGTHS) if n <= len(clip)]
-            if not fit:
+            if not clip:
                 raise Skipped("no frame in it")
-            clips.append(np.stack(clip[:fit[0]]))
+            clips.append(np.stack(clip[:longest(len(clip))]))
         return clips
+
+def longest(frames):
+    """Of the lengths of clips, that which fits into so many frames."""
+    return next(n for n in LENGTHS if n <= frames)
 
 def check_size(width, height):
     """Before anything is decoded: small files may hold huge pictures."""
@@ -122,13 +143,12 @@ class ToyItem:
     """A clip of the toy world; its name is its number."""
     name: str
     seed: int
-    caption: str = ""
 
-    def read(self, frames, size, count=1):
+    def read(self, size, count=1):
         # the 17 keeps these clips apart from those that train.py draws
         rng = np.random.default_rng([self.seed, int(self.name), 17])
-        clip, self.caption, _ = toy_clip(rng, frames)
-        return [clip]
+        clip, caption, _ = toy_clip(rng)
+        return [({"caption": caption}, clip)]
 
 # ---------------------------------------------------------------------------
 # sources: what --input holds, as Items in a fixed order
@@ -179,63 +199,57 @@ def csv_items(path, root, columns):
             reason = "outside --root" if name.startswith(("..", "/")) else ""
             yield Item(name, caption, os.path.join(root, name), reason=reason)
 
-@dataclass
-class Tar:
-    """The Items of a tar file in webdataset's layout: files with the same
-    key, their name up to its first dot, are a video or image and its .txt,
-    or its .json with a "caption". Nothing is unpacked to disk, and links are
-    left out."""
-    path: str
+def tar_items(path):
+    """The layout of webdataset: files with the same key, their name up to its
+    first dot, are a video or image and its .txt, or its .json with a
+    "caption". Nothing is unpacked to disk, and links are left out."""
+    tar, seen = os.path.basename(path), set()
 
-    def __iter__(self):
-        import webdataset
-        tar, seen = os.path.basename(self.path), set()
-        for sample in webdataset.tarfile_samples(
-                [{"url": self.path}], webdataset.ignore_and_continue):
-            key = sample["__key__"]
-            yield sample_item(f"{tar}/{key}", sample, key in seen)
-            seen.add(key)
-        if problem := damage(self.path):
-            yield Item(tar, reason=f"broken tar ({problem})")
+    def key_of(member):
+        folder, name = os.path.split(member.name)
+        return os.path.join(folder, name.partition(".")[0])
 
-def sample_item(name, sample, again):
-    """sample: {ending: bytes}."""
-    media = [e for kinds in (VIDEOS, IMAGES) for e in sample
-             if ending("x." + e) in kinds]
-    if again or not media:
-        reason = "duplicate key" if again else "no video or image"
-        return Item(name, reason=reason)
-    caption = sample.get("txt", b"").decode(errors="replace")
+    try:
+        with tarfile.open(path, "r:") as file:
+            for key, members in itertools.groupby(file, key_of):
+                sample = {ending(m.name): m for m in members if m.isfile()}
+                media = [e for kinds in (VIDEOS, IMAGES) for e in sample if e in kinds]
+                if not media or key in seen:
+                    reason = "no video or image" if not media else "duplicate key"
+                    yield Item(f"{tar}/{key}", reason=reason)
+                else:
+                    m = sample[media[0]]
+                    place = {"offset": m.offset_data, "size": m.size}
+                    yield Item(f"{tar}/{key}.{media[0]}", caption_in(file, sample),
+                               path, place)
+                seen.add(key)
+            # tarfile takes a damaged header for the end, which is a blank block
+            file.fileobj.seek(file.offset)
+            if file.fileobj.read(512) != bytes(512):
+                raise tarfile.TarError("damaged or cut")
+    except (tarfile.TarError, OSError) as e:
+        reason = getattr(e, "strerror", None) or e
+        yield Item(tar, reason=f"broken tar ({reason})")
+
+def caption_in(tar, sample):
+    texts = {e: tar.extractfile(sample[e]).read(1 << 20).decode(errors="replace")
+             for e in ("txt", "json") if e in sample}
+    caption = texts.get("txt", "")
     if not caption.strip():
         # what is no json, or no object, or nested absurdly, is no caption
         with contextlib.suppress(ValueError, AttributeError, RecursionError):
-            caption = json.loads(sample.get("json", "")).get("caption")
-    kind = media[0]
-    return Item(f"{name}.{kind}", str(caption or ""), data=sample[kind])
-
-def damage(path):
-    """What is wrong with a tar file, or "". webdataset reads tars by tarfile,
-    which silently stops at a damaged header as if it were the end; but the
-    true end is a blank block."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            tar.getmembers()
-            tar.fileobj.seek(tar.offset)
-            blank = tar.fileobj.read(512) == bytes(512)
-        return "" if blank else "damaged or cut"
-    except Exception as e:
-        return getattr(e, "strerror", None) or str(e)
+            caption = json.loads(texts.get("json", "")).get("caption")
+    return str(caption or "")
 
 def parts(args):
-    """All Items in parts: lists of --part Items, or Tars."""
+    """All Items in parts: of --part Items, or a tar each."""
     if args.source == "tar":
-        import webdataset  # noqa: F401  (if there is none, fail at once)
         tars = [args.input]
         if os.path.isdir(args.input):
             tars = [os.path.join(args.input, name)
                     for name in sorted(os.listdir(args.input))
                     if ending(name) == "tar"]
-        yield from (Tar(os.path.abspath(tar)) for tar in tars)
+        yield from map(tar_items, tars)
         return
     if args.source == "toy":
         items = (ToyItem(str(i), args.seed) for i in range(args.clips))
@@ -249,95 +263,101 @@ def parts(args):
 # ---------------------------------------------------------------------------
 # encoding
 
-class Reader(IterableDataset):
-    """Items -> (name, caption, clips, reason if there are none).
+class Reader(Dataset):
+    """(part, Item) -> part, name, what `Item.read` gives, reason if nothing."""
 
-    Worker i of n reads every n-th Item from the i-th on (of a Tar, too: it
-    passes over the others). The DataLoader takes turns among the workers, so
-    the Items stay in order, whatever the number of workers.
-    """
+    def __init__(self, *how):
+        self.how = how
 
-    def __init__(self, items, *how):
-        self.items, self.how = items, how
+    def __getitem__(self, key):
+        part, item = key
+        if item is None:  # the end of the part
+            return part, "", [], ""
+        try:
+            return part, item.name, item.read(*self.how), ""
+        except Skipped as e:
+            return part, item.name, [], str(e)
 
-    def __iter__(self):
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for item in itertools.islice(self.items, first, None, step):
-            clips, reason = [], ""
-            try:
-                clips = item.read(*self.how)
-            except Skipped as e:
-                reason = str(e)
-            yield item.name, item.caption, clips, reason
+class Part:
+    """What a part holds so far: {t: tokens of batches, rows}. Clips of one
+    length are encoded together, as they come in."""
 
-def encode_part(reader, encode, batch_size, workers, bar):
-    """Encode clips of one length together, as they come in -> {t: (list of
-    tokens (n, t, h, w), captions)}, list of what was skipped."""
-    done, waiting, skipped = {}, {}, []
+    def __init__(self, encode, batch_size):
+        self.encode, self.batch_size = encode, batch_size
+        self.tokens, self.rows, self.waiting, self.skipped = {}, {}, {}, []
 
-    def encode_waiting(length):
-        clips, captions = zip(*waiting.pop(length))
-        tokens = encode(np.stack(clips))
-        rows = done.setdefault(tokens.shape[1], ([], []))
-        rows[0].append(tokens)
-        rows[1].extend(captions)
+    def add(self, row, clip):
+        frames = longest(row["frames"] if clip is None else len(clip))
+        self.rows.setdefault(latent_frames(frames), []).append(row)
+        if clip is not None:
+            waiting = self.waiting.setdefault(frames, [])
+            waiting.append(clip)
+            # equal in frames
+            if len(waiting) == self.batch_size * LENGTHS[0] // frames:
+                self.encode_waiting(frames)
 
-    # collate_fn: as tensors, clips would come through shared memory, of
-    # which containers have little
-    for name, caption, clips, reason in DataLoader(
-            reader, batch_size=None, num_workers=workers, collate_fn=tuple):
-        if reason:
-            skipped.append({"file": name, "reason": reason})
-        for clip in clips:
-            waiting.setdefault(len(clip), []).append((clip, caption))
-            full = batch_size * LENGTHS[0] // len(clip)  # equal in frames
-            if len(waiting[len(clip)]) == full:
-                encode_waiting(len(clip))
-        bar.update()
-    for length in list(waiting):
-        encode_waiting(length)
-    return done, skipped
+    def encode_waiting(self, frames):
+        tokens = self.encode(np.stack(self.waiting.pop(frames)))
+        self.tokens.setdefault(tokens.shape[1], []).append(tokens)
 
-def write_part(path, done, skipped):
-    """path: OUT/PART. PART.json comes last: without it there is no part."""
-    for t, (tokens, captions) in done.items():
-        array = io.BytesIO()
-        np.save(array, np.concatenate(tokens))
-        write(f"{path}.t{t}.tokens.npy", array.getvalue())
-        write(f"{path}.t{t}.captions.jsonl",
-              json_lines({"caption": caption} for caption in captions))
-    counts = {t: len(captions) for t, (_, captions) in done.items()}
-    write(path + ".json", json_lines([{"clips": counts, "skipped": skipped}]))
+    def save(self, path):
+        """path: OUT/PART. PART.json comes last: without it there is no part."""
+        for frames in list(self.waiting):
+            self.encode_waiting(frames)
+        for t, rows in self.rows.items():
+            lines = [json_lines([row]) for row in rows]
+            write(f"{path}.t{t}.jsonl", b"".join(lines))
+            write_array(f"{path}.t{t}.ends.npy", np.cumsum([len(x) for x in lines]))
+            if t in self.tokens:
+                write_array(f"{path}.t{t}.tokens.npy", np.concatenate(self.tokens[t]))
+        counts = {t: len(rows) for t, rows in self.rows.items()}
+        write(path + ".json", json_lines([{"clips": counts, "skipped": self.skipped}]))
 
 def json_lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
+def write_array(path, array):
+    content = io.BytesIO()
+    np.save(content, array)
+    write(path, content.getvalue())
+
 def write(path, content):
     """The whole file or none."""
+    temporary = f"{path}.{RANK}.tmp"
     try:
-        with open(path + ".tmp", "wb") as f:
+        with open(temporary, "wb") as f:
             f.write(content)
-        os.replace(path + ".tmp", path)
+        os.replace(temporary, path)
     except OSError as e:
-        if os.path.exists(path + ".tmp"):
-            os.remove(path + ".tmp")
+        if os.path.exists(temporary):
+            os.remove(temporary)
         raise ValueError(
             f"cannot write {path} ({e.strerror}); the parts before it are "
             "whole, and the same command goes on from there") from e
 
 def totals(folder):
-    """What the finished parts hold -> {frames: number of clips}, list of
-    what was skipped."""
-    clips, skipped = Counter(), []
+    """What the finished parts hold -> index {t: {part: clips}}, list of what
+    was skipped."""
+    index, skipped = {}, []
     for name in sorted(os.listdir(folder)):
-        if name.endswith(".json") and name != "meta.json":
+        part, dot, kind = name.partition(".")
+        if kind == "json" and part.isdecimal():
             with open(os.path.join(folder, name)) as f:
-                part = json.load(f)
-            skipped += part["skipped"]
-            for t, n in part["clips"].items():
-                clips[video_frames(int(t))] += n
-    return dict(sorted(clips.items())), skipped
+                found = json.load(f)
+            skipped += found["skipped"]
+            for t, clips in found["clips"].items():
+                index.setdefault(t, {})[part] = clips
+    return dict(sorted(index.items(), key=lambda x: int(x[0]))), skipped
+
+def write_totals(folder):
+    """index.json and skipped.jsonl, again if another rank has finished a part
+    meanwhile -> what they hold."""
+    written = None
+    while written != (found := totals(folder)):
+        index, skipped = written = found
+        write(os.path.join(folder, "index.json"), json_lines([index]))
+        write(os.path.join(folder, "skipped.jsonl"), json_lines(skipped))
+    return written
 
 # ---------------------------------------------------------------------------
 # plumbing
@@ -345,32 +365,36 @@ def totals(folder):
 def inspect(folder, ckpt, device):
     """Print what a folder of shards holds, and draw contact.png: the first,
     middle and last frame of 16 clips."""
-    meta, shards = read_meta(folder), TokenShards(folder)
-    clips, skipped = totals(folder)
-    for frames, n in clips.items():
+    meta, shards = read_meta(folder), shards_of(folder)
+    index, skipped = totals(folder)
+    for t, clips in index.items():
+        n, frames = sum(clips.values()), video_frames(int(t))
         print(f"{n} clips of {frames} frames, {frames / FPS:.1f} s each, "
               f"{n * frames / FPS / 3600:.2f} hours")
     print(f"{len(skipped)} files skipped")
     reasons = Counter(s["reason"] for s in skipped)
     for reason, n in reasons.most_common(10):
         print(f"    {n} x {reason}")
+    if "tokenizer_hash" not in meta:  # --index
+        return
     tokenizer, digest = load_tokenizer(ckpt, device)
     if digest != meta["tokenizer_hash"]:
         raise ValueError(f"{folder} was encoded by another tokenizer: name "
                          "its folder by --ckpt")
     used = np.zeros(tokenizer.config.codebook_size, bool)
-    for path, _ in shards.files:
-        used[np.unique(np.load(path + ".tokens.npy"))] = True
+    for stem in (stem for some in shards for stem in some.stems):
+        used[np.unique(np.load(stem + ".tokens.npy"))] = True
     print(f"{used.sum()} of {len(used)} codes used ({used.mean():.1%})")
-    if not len(shards):
+    every = [(some, i) for some in shards for i in range(len(some))]
+    if not every:
         return
     triples = []
-    for i in np.linspace(0, len(shards) - 1, 16).astype(int):
-        tokens, caption = shards[i]
-        tokens = torch.as_tensor(tokens, device=device)
+    for at in np.linspace(0, len(every) - 1, 16).astype(int):
+        some, i = every[at]
+        tokens = torch.as_tensor(some.tokens(i), device=device)
         video = to_uint8(tokenizer.decode(tokens[None]))[0]
         triples.append(np.hstack(video[[0, len(video) // 2, -1]]))
-        print("   ", caption[:100])
+        print("   ", some[i]["caption"][:100])
     rows = [np.hstack(triples[i:i + 4]) for i in range(0, 16, 4)]
     path = os.path.join(folder, "contact.png")
     Image.fromarray(np.vstack(rows)).save(path)
@@ -382,10 +406,13 @@ def start(out, meta):
     os.makedirs(out, exist_ok=True)
     path = os.path.join(out, "meta.json")
     if not os.path.exists(path):
-        write(path, json_lines([meta]))
+        write(f"{path}.{RANK}", json_lines([meta]))
+        with contextlib.suppress(FileExistsError):  # another rank was faster
+            os.link(f"{path}.{RANK}", path)
+        os.remove(f"{path}.{RANK}")
     with open(path) as f:
         found = json.load(f)
-    # The dtype is chosen by a short measurement. Later runs and other jobs
+    # The dtype is chosen by a short measurement. Later runs and other ranks
     # keep to the first one's choice, or some of their tokens would differ.
     if found != meta | {"dtype": found.get("dtype")}:
         raise ValueError(f"{out} holds shards of other clips, settings or "
@@ -395,6 +422,8 @@ def start(out, meta):
 def parse():
     p = argparse.ArgumentParser(description="Captioned clips -> token shards.")
     add, cuda = p.add_argument, torch.cuda.is_available()
+    gpu, ranks = (int(os.environ.get(name, default)) for name, default in
+                  (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
     add("--source", choices=["toy", "folder", "csv", "tar"], default="toy")
     add("--input", help="the folder, csv file, tar file or folder of tars")
     add("--root", default="", help="csv: the folder of the videos")
@@ -404,21 +433,16 @@ def parse():
     add("--clips-per-video", type=int, default=1, help="at most")
     add("--ckpt", help="folder of tokenizer.pt (default: the shipped toy's)")
     add("--out", help="folder to write; finished parts in it are kept")
-    add("--shard", default="0/1", metavar="I/N",
-        help="job I of N: every N-th part, from the I-th on")
+    add("--index", action="store_true", help="no tokens, for stage 0")
     add("--part", type=int, default=1000,
         help="files per part (each tar is one part)")
     add("--batch-size", type=int, default=4, help="clips of 65 frames at once")
-    add("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 1),
+    add("--workers", type=int, default=max(1, (os.cpu_count() or 1) // ranks - 1),
         help="processes that read files")
     add("--seed", type=int, default=0, help="toy")
-    add("--device", default="cuda" if cuda else "cpu")
+    add("--device", default=f"cuda:{gpu}" if cuda else "cpu")
     add("--inspect", metavar="DIR", help="tell what a folder of shards holds")
     args = p.parse_args()
-    job, _, jobs = args.shard.partition("/")
-    if not (job.isdecimal() and jobs.isdecimal() and int(job) < int(jobs)):
-        raise ValueError("--shard must be I/N with I < N")
-    args.job, args.jobs = int(job), int(jobs)
     if min(args.clips, args.clips_per_video, args.part, args.batch_size,
            args.workers + 1, args.seed + 1) < 1:
         raise ValueError("sizes must be at least 1, --workers and --seed 0")
@@ -428,6 +452,8 @@ def parse():
         raise ValueError("--out is needed")
     if args.source != "toy" and not args.input and not args.inspect:
         raise ValueError(f"--source {args.source} needs --input")
+    if args.source == "toy" and args.index:
+        raise ValueError("the toy world has no files: --index needs a --source")
     if args.input and not os.path.exists(args.input):
         raise ValueError(f"{args.input} does not exist")
     return args
@@ -437,10 +463,6 @@ def main():
     device = torch.device(args.device)
     if args.inspect:
         return inspect(args.inspect, args.ckpt, device)
-    tar = args.source == "tar"
-    sizes = [1 if tar else len(part) for part in parts(args)]
-    if not sizes:
-        raise ValueError(f"{args.input} holds nothing to encode")
     if sys.platform == "linux":
         # M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB: keep freed memory. Without it
         # encoding on a CPU takes 1.5 to 2 times as long, as large blocks
@@ -448,17 +470,19 @@ def main():
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)
         libc.mallopt(-1, 2 ** 31 - 1)
-    tokenizer, digest = load_tokenizer(args.ckpt, device)
-    config = tokenizer.config
-    if args.source == "toy" and config.resolution != SIZE:
-        raise ValueError(f"the toy world is {SIZE} pixels wide, this "
-                         f"tokenizer's clips are {config.resolution}")
-    meta = start(args.out, {
-        "codebook_size": config.codebook_size, "frames": config.frames,
-        "fps": FPS, "resolution": config.resolution, "tokenizer_hash": digest,
-        "dtype": fast_dtype(device.type),
-        "items": sum(sizes), "part": args.part,
-        "from": [args.source, args.input, args.clips_per_video, args.seed]})
+    meta = {"fps": FPS, "part": args.part, "dtype": fast_dtype(device.type),
+            "from": [args.source, args.input, args.clips_per_video, args.seed,
+                     args.clips]}
+    size = None
+    if not args.index:
+        tokenizer, digest = load_tokenizer(args.ckpt, device)
+        config, size = tokenizer.config, tokenizer.config.resolution
+        if args.source == "toy" and size != SIZE:
+            raise ValueError(f"the toy world is {SIZE} pixels wide, this "
+                             f"tokenizer's clips are {size}")
+        meta |= {"codebook_size": config.codebook_size, "frames": config.frames,
+                 "resolution": size, "tokenizer_hash": digest}
+    meta = start(args.out, meta)
 
     @torch.no_grad()
     def encode(clips):
@@ -466,25 +490,38 @@ def main():
             tokens = tokenizer.encode(to_float(clips).to(device))
         return tokens.cpu().numpy().astype(np.uint16)
 
-    bar = tqdm(total=None if tar else sum(sizes), unit="item", smoothing=0.01)
-    for i, items in enumerate(parts(args)):
-        path = os.path.join(args.out, f"{i:06d}")
-        bar.set_description(f"part {i + 1} of {len(sizes)}")
-        if i % args.jobs != args.job or os.path.exists(path + ".json"):
-            bar.update(sizes[i])
-            continue
-        reader = Reader(items, config.frames, config.resolution,
-                        args.clips_per_video)
-        write_part(path, *encode_part(reader, encode, args.batch_size,
-                                      args.workers, bar))
+    def todo():
+        """(part, Item) of this rank, and (part, None) at a part's end."""
+        for i, items in enumerate(parts(args)):
+            path = os.path.join(args.out, f"{i:06d}")
+            if i % RANKS == RANK and not os.path.exists(path + ".json"):
+                yield from ((path, item) for item in items)
+                yield path, None
+
+    # collate_fn: as tensors, clips would come through shared memory, of
+    # which containers have little
+    reader = Reader(size, 0 if args.index else args.clips_per_video)
+    loader = DataLoader(reader, batch_size=None, sampler=todo(),
+                        num_workers=args.workers, collate_fn=tuple)
+    part, bar = Part(encode, args.batch_size), tqdm(unit="item", disable=RANK > 0)
+    for path, name, clips, reason in loader:
+        if reason:
+            part.skipped.append({"file": name, "reason": reason})
+        for row, clip in clips:
+            part.add(row, clip)
+        if name:
+            bar.update()
+        else:
+            part.save(path)
+            part = Part(encode, args.batch_size)
     bar.close()
 
-    clips, skipped = totals(args.out)
-    write(os.path.join(args.out, "skipped.jsonl"), json_lines(skipped))
-    counts = [f"{n} clips of {frames} frames" for frames, n in clips.items()]
+    index, skipped = write_totals(args.out)
+    counts = [f"{sum(clips.values())} clips of {video_frames(int(t))} frames"
+              for t, clips in index.items()]
     print(f"{args.out}: {', '.join(counts) or 'no clips'}; "
           f"{len(skipped)} skipped, see skipped.jsonl")
-    if not clips and args.jobs == 1:  # others may still be at work
+    if not index and RANKS == 1:  # others may still be at work
         raise ValueError("no clip could be encoded")
 
 if __name__ == "__main__":
