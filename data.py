@@ -222,11 +222,11 @@ IMAGES = {"png", "jpg", "jpeg", "webp"}
 
 def read_frames(file, fps=FPS, size=128, start=0):
     """Yield the square centre of what a video shows at 0, 1/fps, 2/fps ...
-    seconds, uint8 (size, size, 3), counted from the key frame before second
-    `start`. file: a path or a binary file."""
+    seconds, uint8 (size, size, 3), counted from second `start` or, at most
+    1/fps, before. file: a path or a binary file."""
     with av.open(file) as film:
         stream, graph = film.streams.video[0], av.filter.Graph()
-        if start:
+        if start:  # to the key frame before it
             film.seek(int(start * av.time_base))
         graph.link_nodes(
             graph.add_buffer(template=stream),
@@ -237,6 +237,8 @@ def read_frames(file, fps=FPS, size=128, start=0):
             graph.add("format", "rgb24"), graph.add("buffersink")).configure()
         for frame in itertools.chain(film.decode(stream), [None]):
             if frame is not None:
+                if frame.time + 1 / fps < start:
+                    continue
                 turned = frame.rotation // 90
             graph.push(frame)  # None: no more to come
             with contextlib.suppress(av.BlockingIOError, av.EOFError):
@@ -244,9 +246,8 @@ def read_frames(file, fps=FPS, size=128, start=0):
                     yield np.rot90(graph.pull().to_ndarray(), turned)
 
 def read_clip(file, n_frames, fps=FPS, size=128, start=0, last=False):
-    """The first frames of a video file, or of what follows the key frame
-    before second `start`, or the last ones: uint8 (n_frames, size, size, 3).
-    Raises ValueError if there are fewer."""
+    """The frames from second `start` of a video file, or the last ones:
+    uint8 (n_frames, size, size, 3). Raises ValueError if there are fewer."""
     try:
         frames = read_frames(file, fps, size, start)
         clip = deque(frames if last else itertools.islice(frames, n_frames), n_frames)

@@ -299,10 +299,10 @@ def test_files_for_the_tokenizer(tmp_path):
     """Stage 0 takes images and videos that are long enough, these from a
     random start; what cannot be read is passed over."""
     for i, seconds in enumerate((3, 20, 30)):
-        # brightness tells the second; a key frame in each
+        # brightness tells the second
         video = np.arange(4 * seconds, dtype=np.uint8)[:, None, None, None] // 4 * 8
         imageio.v3.imwrite(tmp_path / f"{i}.mp4", video.repeat(64, 1).repeat(64, 2).repeat(3, 3),
-                           plugin="pyav", codec="libx264", fps=4, filter_sequence=None)
+                           plugin="pyav", codec="libx264", fps=4)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     (tmp_path / "broken.png").write_text("no image")
     whole = (tmp_path / "1.mp4").read_bytes()
