@@ -1,18 +1,23 @@
+import functools
+import itertools
 import json
+import math
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ONE_THREAD, TINY, command, fails, metrics, run
+from conftest import ONE_THREAD, ROOT, TINY, command, fails, metrics, run
 
+import model
 from sample import load
 from tokenizer import SHIPPED
-from train import FRAME_RANGES
+from train import FRAME_RANGES, PAPER, micro_batches
 
 
 def losses(folder, stage):
@@ -146,10 +151,13 @@ def test_two_processes_follow_one(tiny, tmp_path, stage):
     batches, the same losses."""
     for name in ("one", "two"):
         start_of(stage, tiny, tmp_path / name)
+    # more than a micro-batch: 17 images, 3 clips of 17 frames
     args = ["--stage", stage, "--steps", 11 if stage == 0 else 4,
-            "--batch-size", 2, *TINY]
+            "--batch-size", (2, 20, 4)[stage], *TINY]
     run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "one")
-    run("train.py", *args, "--out", tmp_path / "two", ranks=2)
+    # from nothing, FSDP gets its weights from rank 0
+    run("train.py", *args, *(["--fsdp"] if stage == 1 else []), "--out", tmp_path / "two",
+        ranks=2)
     one, two = (losses(tmp_path / name, stage) for name in ("one", "two"))
     assert one == pytest.approx(two, abs=2e-4)
     if stage == 0:
@@ -157,6 +165,84 @@ def test_two_processes_follow_one(tiny, tmp_path, stage):
                     for name in ("one", "two"))
         moved = one["weights"]["vq.codebook"] - two["weights"]["vq.codebook"]
         assert moved.norm(dim=1).median() < 1e-2
+
+
+def test_micro_batches_hold_equally_many_tokens():
+    """1 clip of 65 frames, 3 of 17 or 17 images at once, on each of 8 ranks."""
+    def sizes(stage, step):
+        args = SimpleNamespace(stage=stage, batch_size=PAPER[stage][1], micro_batch=1,
+                               image_every=5, steps=PAPER[stage][0])
+        every = [micro_batches(args, step, rank, 8) for rank in range(8)]
+        keys = [key for micros in every for micro in micros for key in micro]
+        assert len(set(keys)) == len(keys) and {key[2] for key in keys} == {keys[0][2]}
+        return [len(micro) for micro in every[0]]
+
+    assert sizes(1, 0) == [17, 17, 17, 13] and sizes(3, 1) == [1] * 32
+    assert sizes(2, 1) == [3] * 21 + [1] and sizes(3, 0) == [17] * 32
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """torch.compile without a C++ compiler."""
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(
+        torch.nn.Module.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+
+def test_compiled_stage_0_keeps_its_graphs(tmp_path, eager):
+    """Encoder and decoder are compiled once for each length, and without
+    gradients for the validation, however many micro-batches a step has."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    args = ["--stage", 0, "--steps", 12, "--batch-size", 6, *TINY]
+    run("train.py", *args, "--micro-batch", 1, "--compile", "--out", tmp_path / "compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * (3 + 1)
+    run("train.py", *args, "--out", tmp_path / "plain")
+    one, two = (losses(tmp_path / name, 0) for name in ("compiled", "plain"))
+    assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_compiled_fsdp(tiny, tmp_path):
+    script = tmp_path / "eager.py"
+    script.write_text(f"""import functools, runpy, sys, torch
+sys.path[0] = {ROOT!r}
+torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+torch.compile = functools.partial(torch.compile, backend="eager")
+runpy.run_path({ROOT!r} + "/train.py", run_name="__main__")
+""")
+    args = ["--stage", 3, "--steps", 6, "--batch-size", 2, *TINY]
+    for name in ("plain", "compiled"):
+        start_of(3, tiny, tmp_path / name)
+    run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "plain")
+    run(script, *args, "--fsdp", "--compile", "--checkpoint-activations",
+        "--out", tmp_path / "compiled", ranks=2)
+    plain, compiled = (losses(tmp_path / name, 3) for name in ("plain", "compiled"))
+    assert plain == pytest.approx(compiled, rel=1e-4)
+
+
+def test_gradients_that_are_not_finite(tiny, tmp_path, monkeypatch):
+    """Such a step has no effect. Ten in a row end the training, with one line
+    and a finite checkpoint."""
+    broken, calls, real = (2, 3), itertools.count(), model.weighted_loss
+
+    def weighted_loss(*args):
+        loss, losses = real(*args)
+        return loss * (float("nan") if next(calls) in broken else 1), losses
+
+    monkeypatch.setattr(model, "weighted_loss", weighted_loss)
+    args = ["--stage", 1, "--steps", 20, "--batch-size", 2, "--save-every", 4, *TINY]
+    run("train.py", *args, "--out", start_of(1, tiny, tmp_path / "two"))
+    lines = metrics(tmp_path / "two", 1)
+    assert [m["skipped"] for m in lines] == [0, 0, 1, 2] + 16 * [0]
+    assert all(math.isfinite(m["loss"]) for m in lines if not m["skipped"])
+    calls, broken = itertools.count(), range(14, 1000)  # after 4 steps, 8 of validation, 2 steps
+    out = start_of(1, tiny, tmp_path / "many")
+    assert "10 gradients in a row" in fails("train.py", *args, "--out", out)
+    assert len(metrics(out, 1)) < 20
+    saved, before = (torch.load(out / f"stage1{x}.pt", weights_only=True)
+                     for x in ("", ".before"))
+    assert all(w.isfinite().all() for w in saved["weights"].values())
+    assert before["step"] == saved["step"] - 4  # the last but one is kept
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tiny, tmp_path):
