@@ -16,11 +16,13 @@ can reproduce.
 """
 import argparse
 import json
+import math
 import os
 import sys
 
 import av
 import numpy as np
+import torch
 from tqdm import tqdm
 
 # metrics first: it puts the five files on the path
@@ -59,6 +61,13 @@ def windows(video):
     return video[:n * FRAMES].reshape(n, FRAMES, *video.shape[1:])
 
 
+def videos_that_fit(config, free):
+    """How many guided videos a bfloat16 cache of 80 % of `free` bytes holds:
+    keys and values of every layer, with the caption and without. At most 16."""
+    video = 2 * 2 * config.n_layers * config.max_len * config.dim * 2
+    return int(max(1, min(16, 0.8 * free / video)))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--input", required=True, help="folder of videos beside NAME.txt")
@@ -69,12 +78,16 @@ def main():
     p.add_argument("--longest", type=int, default=0,
                    help="take this many of the longest videos (0: all)")
     p.add_argument("--seconds", type=float, default=27)
-    p.add_argument("--batch-size", type=int, default=16)
+    p.add_argument("--batch-size", type=int, help="videos at once (default: 16, or as many "
+                   "as fit into the GPU's memory)")
     p.add_argument("--cfg-scale", type=float)
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     model, tokenizer, text = load(args.ckpt, DEVICE)
     set_threads(model)
+    free = torch.cuda.mem_get_info()[0] if DEVICE.type == "cuda" else math.inf
+    at_once = args.batch_size or videos_that_fit(model.config, free)
+    print(f"{at_once} videos at once", file=sys.stderr)
     frames, size = round(args.seconds * FPS), tokenizer.config.resolution
     if frames < FRAMES:
         raise ValueError(f"--seconds must be at least {FRAMES / FPS:.1f}: "
@@ -99,8 +112,8 @@ def main():
         raise ValueError(f"{args.input}: no captioned video of {args.seconds} seconds")
 
     generated, scores = [], []
-    for i in tqdm(range(0, len(captions), args.batch_size), desc="generated"):
-        batch = captions[i:i + args.batch_size]
+    for i in tqdm(range(0, len(captions), at_once), desc="generated"):
+        batch = captions[i:i + at_once]
         seeds = range(args.seed + i, args.seed + i + len(batch))
         made = np.concatenate(list(generate_batch(
             model, tokenizer, text, batch, args.seconds, args.cfg_scale, seeds=seeds)), 1)

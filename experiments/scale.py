@@ -1,13 +1,14 @@
 """What the paper's schedule costs: tokens, FLOPs, memory and GPU-days for every preset (Sec. 4.1
 "Training").
 
-    python experiments/scale.py    # H100/H200 class GPUs at 45 % of 989 TFLOP/s
+    python experiments/scale.py    # H100/H200 class GPUs at 40 % of 989 TFLOP/s
                                    # (--mfu, --tflops for others)
 
 The decoder's FLOPs are 6 per weight and token, and the causal half of attention. The tokenizer's
 encoder and decoder run on the meta device under a FLOP counter (without the discriminator, and
 without the images among the clips). The memory of activations is what autograd keeps of a decoder
-layer on the meta device. Prints the tables as Markdown.
+layer on the meta device, and of the tokenizer's loss on fake tensors. Prints the tables as
+Markdown.
 """
 import argparse
 import os
@@ -15,12 +16,13 @@ import sys
 from unittest import mock
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bench import counted  # noqa: E402
 from data import latent_frames  # noqa: E402
 from model import PRESETS, Block, Llama, rotary  # noqa: E402
-from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
+from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer  # noqa: E402
 from train import FRAMES, PAPER  # noqa: E402
 
 DECODERS = ("700m", "3b", "7b")
@@ -99,9 +101,10 @@ def stage_costs(c, stage):
     return steps * batch * video, steps * batch * ((1 - share) * clip + share * images)
 
 
-def memory(c, n, checkpointed):
+def memory(c, n, checkpointed, frames=65):
     """Bytes on one of n GPUs at the peak of a step, where the backward pass
-    begins, one 65-frame clip at a time. n = 1 is DDP: nothing is sharded.
+    begins, with one 65-frame clip at a time or as many tokens of shorter ones.
+    n = 1 is DDP: nothing is sharded.
 
     state        float32 weights, gradients and Adam's two moments: 16 per
                  parameter, sharded
@@ -116,7 +119,8 @@ def memory(c, n, checkpointed):
                  --compile there are 2 instead of 12. Both were measured, on
                  a CPU.
     """
-    video, length = clip_length(c, 65)
+    clips = latent_frames(65) // latent_frames(frames)
+    video, length = (clips * x for x in clip_length(c, frames))
     layer, total = parameters(c)
     state = 16 * total / n
     computed_in = 2 * total if n == 1 else 2 * (2 * layer + 2 * c.dim * c.vocab_size)
@@ -145,6 +149,23 @@ def tokenizer_costs():
     return steps * batch * clip_length(PRESETS["700m"], 65)[0], flops
 
 
+def tokenizer_memory():
+    """Bytes at the peak of a step of stage 0, one 65-frame clip at a time:
+    float32 weights, gradients and moments, and what autograd keeps of the loss
+    with discriminator in bfloat16. -> (in all, the last)"""
+    norm = torch.nn.functional.layer_norm
+    with (FakeTensorMode(),  # shapes and dtypes, no numbers
+          mock.patch.object(torch.nn.Module, "to", lambda self, **kw: self),
+          # as on a GPU: in float32
+          mock.patch.object(torch.nn.functional, "layer_norm",
+                            lambda x, *args: norm(x.float(), *args)),
+          torch.autocast("cpu", torch.bfloat16)):
+        objective = TokenizerLoss(VideoTokenizer(TOKENIZER_PRESETS["paper"]), 0.1, 0)
+        activations = kept(lambda: objective(torch.empty(1, 3, 65, 128, 128), True))
+        weights = sum(p.numel() for p in objective.parameters())
+    return 16 * weights + activations, activations
+
+
 # ---------------------------------------------------------------------------
 # the tables
 
@@ -160,7 +181,7 @@ def head(*cells):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--tflops", type=float, default=989, help="peak of one GPU in dense bf16")
-    p.add_argument("--mfu", type=float, default=0.45)
+    p.add_argument("--mfu", type=float, default=0.4)
     args = p.parse_args()
 
     head("preset", "stage", "video tokens", "FLOPs", "GPU-days", *(f"days on {n}" for n in GPUS))
@@ -181,6 +202,10 @@ def main():
         cases = [(1, False), *((n, False) for n in GPUS), (8, True)]
         row(name, f"{parameters(c)[1] / 1e9:.2f} B",
             *(f"{memory(c, n, checkpointed) / 2**30:.0f} GiB" for n, checkpointed in cases))
+        row(f"{name}, 17 images", "",
+            *(f"{memory(c, n, checkpointed, 1) / 2**30:.0f} GiB" for n, checkpointed in cases))
+    total, activations = (f"{x / 2**30:.0f} GiB" for x in tokenizer_memory())
+    print(f"\nThe tokenizer: {total}, of which {activations} are activations.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The metrics of Section 4 against cases whose answer is known."""
 import json
+import math
+from types import SimpleNamespace
 
 import imageio.v3
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 import torch
 
 import metrics
+from benchmark import videos_that_fit
 from conftest import fails, run
 from data import toy_attributes, toy_clip
+from model import PRESETS, KVCache
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -70,6 +74,18 @@ def test_text_match_knows_the_wrong_caption(world):
     changed = [a | {"speed": other[a["speed"]]} for a in attributes]
     # a sixth of the score
     assert (right - metrics.text_match(videos, changed, network)).mean() > 0.1
+
+
+def test_as_many_videos_as_fit():
+    """Of the 7B model into what its weights leave of 80 GB."""
+    config, free = PRESETS["7b"], 80e9 - 13.6e9
+    with torch.device("meta"):
+        cache = KVCache(SimpleNamespace(config=config, lm_head=torch.nn.Linear(
+            1, 1, dtype=torch.bfloat16)), 2)
+    one = sum(x.nbytes for x in cache.k + cache.v)
+    n = videos_that_fit(config, free)
+    assert 1 < n < 16 and 0.7 * free < n * one < 0.8 * free
+    assert videos_that_fit(config, 1e9) == 1 and videos_that_fit(config, math.inf) == 16
 
 
 def test_benchmark_of_real_videos(tmp_path, tiny):
