@@ -6,19 +6,25 @@
     python experiments/bench.py reading    # data.read_clip, beside workers that only decode
     python experiments/bench.py tokenizer  # encode, decode and training step, beside
                                            # diffusers' AutoencoderKLHunyuanVideo
+    python experiments/bench.py gpu        # 25 minutes on an H100: what the paper's sizes take,
+                                           # into experiments/results/gpu.json; no peers
 
 The contenders take turns for a few rounds and the best round of each counts, because other work
 on the machine can only slow a round down. The limit is the rate of a large bfloat16 matrix
-product, for `decode` the rate of reading memory. Needs: pip install transformers diffusers
+product, for `decode` the rate of reading memory. Needs: pip install transformers diffusers,
+but for `gpu`, which runs on a CPU, too, at toy sizes, as its test.
 """
 import argparse
 import dataclasses
+import functools
 import itertools
+import json
 import math
 import os
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import av
 import numpy as np
@@ -27,10 +33,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import FPS, read_clip  # noqa: E402
+from data import FPS, latent_frames, read_clip  # noqa: E402
 from model import PRESETS, KVCache, Llama, ModelConfig, prefix_tokens  # noqa: E402
 from sample import generate_tokens, set_threads  # noqa: E402
-from tokenizer import TOKENIZER_PRESETS, VideoTokenizer  # noqa: E402
+from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer  # noqa: E402
 from train import parameter_groups  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -318,9 +324,147 @@ def reading(rounds, films, workers=2):
           f"ratio {times['bare pyav'] / times['data.py']:.2f}")
 
 
+# ---------------------------------------------------------------------------
+# what the paper's sizes take on one GPU
+
+def peak():
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
+
+
+def gpu(path):
+    """Run each part that is not in the file yet, and add what it found."""
+    cuda = DEVICE == "cuda"
+    name = torch.cuda.get_device_name() if cuda else "a CPU, at toy sizes"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found = found if found.get("device") == name else {"device": name}
+    parts = {"matmul and memory": lambda: {"TFLOP/s": matmul_rate() / 1e12,
+                                           "GB/s": read_rate() / 1e9},
+             "prefixes in bfloat16": prefixes, "tokenizer training": tokenizer_training}
+    for size in ("700m", "3b", "7b") if cuda else ("toy",):
+        config = PRESETS[size]
+        if size == "7b":  # 109 GB with gradients and moments: a quarter of it
+            config = dataclasses.replace(config, n_layers=8)
+        for frames in (1, 17, 65):
+            parts[f"{size}, {config.n_layers} layers, training on {frames} frames"] = (
+                functools.partial(training, config, frames))
+    for size in ("700m", "7b") if cuda else ("toy",):
+        parts[f"{size}, guided decoding"] = functools.partial(decoding, PRESETS[size])
+    for part, measure in parts.items():
+        if part in found:
+            continue
+        began = time.time()
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            result = measure()
+        except torch.OutOfMemoryError as e:
+            result = {"out of memory": str(e)[:100]}
+        torch._dynamo.reset()
+        found[part] = {key: float(f"{x:.4g}") if isinstance(x, float) else x
+                       for key, x in result.items()}
+        found[part] |= {"peak GiB": round(peak() / 2**30, 2), "minutes": (time.time() - began) / 60}
+        print(part, found[part], flush=True)
+        path.write_text(json.dumps(found, indent=1))
+
+
+def paper_tokenizer():
+    cuda = DEVICE == "cuda"
+    network = VideoTokenizer(TOKENIZER_PRESETS["paper" if cuda else "toy"])
+    size = network.config.resolution
+    return network, torch.rand(1, 3, 65, size, size, device=DEVICE) * 2 - 1
+
+
+@torch.no_grad()
+def prefixes():
+    """Do the tokens of the first 17 frames depend on the others under
+    autocast? Of untrained weights, whose latents are as near to several codes
+    as trained ones' or nearer."""
+    network, video = paper_tokenizer()
+    network.to(DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        whole, first = network.encode(video), network.encode(video[:, :, :17])
+    return {"share that differs": (whole[:, :5] != first).float().mean().item()}
+
+
+def tokenizer_training():
+    """Frames/s of a step on a clip of 65 frames with the discriminator, without LPIPS."""
+    network, video = paper_tokenizer()
+    objective = TokenizerLoss(network, 0.1, 0).to(DEVICE)
+    optimizer = torch.optim.AdamW(parameter_groups(objective), fused=True)
+    for module in (network.encoder, network.decoder):
+        module.compile(dynamic=False)
+
+    def step():
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss, _ = objective(video, True)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        network.vq.reinitialize(0, 0)
+
+    compiling = seconds(step)
+    return {"frames/s": 65 / race({"": step}, 3)[""], "first step, s": compiling}
+
+
+def training(config, frames):
+    """A step of train.py on one 65-frame clip, or as many tokens of shorter
+    ones: tokens/s (of video), the share of the matmul rate, in FLOPs as in
+    scale.py."""
+    t = latent_frames(frames)
+    clips = latent_frames(65) // t
+    with torch.device(DEVICE):
+        model = Llama(config)
+    model.model.checkpoint_activations = config.dim >= 3072
+    for layer in model.model.layers:
+        layer.compile(dynamic=False)
+    model.loss = torch.compile(model.loss, dynamic=False)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)
+    video = t * math.prod(config.latent_shape[1:])
+    tokens = torch.randint(config.pad, (clips, config.text_len + 3 + video), device=DEVICE)
+
+    def step():
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss, _ = model(tokens[:, :-1], tokens[:, -video:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    compiling = seconds(step)
+    taken = race({"": step}, 3)[""]
+    weights = sum(p.numel() for p in model.model.layers.parameters())
+    length = tokens.shape[1] - 1
+    flops = 6 * clips * (length * (weights + config.n_layers * config.dim * length)
+                         + config.dim * config.vocab_size * video)
+    return {"tokens/s": clips * video / taken, "TFLOP/s": flops / taken / 1e12,
+            "share of the matmul rate": flops / taken / matmul_rate(),
+            "first step, s": compiling}
+
+
+@torch.inference_mode()
+def decoding(config, steps=256):
+    """Guided steps/s of one video after its first half, compiled."""
+    with torch.device(DEVICE):
+        model = Llama(config).to(torch.bfloat16).eval().requires_grad_(False)
+    half = config.max_len // 2
+    prefix = torch.randint(config.pad, (1, half), device=DEVICE)
+    cache = KVCache(model, 2, compiled=True)
+
+    def write():
+        generate_tokens(model, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
+                        True, cache=cache)
+
+    compiling = seconds(write)
+    taken = race({"": write}, 2)[""]
+    limit = read_rate() / step_bytes(model, 2, half + steps / 2)
+    return {"steps/s": steps / taken, "share of the limit of reading memory":
+            steps / taken / limit, "first call, s": compiling}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("what", choices=["lm", "decode", "reading", "tokenizer"])
+    p.add_argument("what", choices=["lm", "decode", "reading", "tokenizer", "gpu"])
     p.add_argument("--preset", choices=list(PRESETS),
                    help="lm, decode: default a LLaMA of 67 M parameters on 1100 tokens")
     p.add_argument("--batch-size", type=int, default=1, help="lm")
@@ -328,6 +472,8 @@ def main():
     p.add_argument("--frames", type=int, default=17, help="tokenizer")
     p.add_argument("--films", type=int, default=24, help="reading")
     p.add_argument("--rounds", type=int, default=4)
+    p.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json",
+                   help="gpu: parts that are in it are left as they are")
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="lm")
     args = p.parse_args()
     torch.manual_seed(0)
@@ -338,6 +484,8 @@ def main():
         decode(config, args.steps, args.rounds)
     elif args.what == "reading":
         reading(args.rounds, args.films)
+    elif args.what == "gpu":
+        gpu(args.out)
     else:
         tokenizer(args.frames, args.rounds)
 
