@@ -65,6 +65,7 @@ def race(contenders, rounds):
     return {name: min(t[name] for t in times) for name in contenders}
 
 
+@functools.cache
 def matmul_rate():
     """FLOP/s of this machine's bfloat16 matrix products."""
     n = 8192 if DEVICE == "cuda" else 2048
@@ -72,6 +73,7 @@ def matmul_rate():
     return 2 * n ** 3 / race({"matmul": lambda: a @ b}, 20)["matmul"]
 
 
+@functools.cache
 def read_rate():
     """Bytes/s that this machine reads from memory."""
     x = torch.ones(2 ** 26, device=DEVICE)
@@ -348,7 +350,8 @@ def gpu(path):
             parts[f"{size}, {config.n_layers} layers, training on {frames} frames"] = (
                 functools.partial(training, config, frames))
     for size in ("700m", "7b") if cuda else ("toy",):
-        parts[f"{size}, guided decoding"] = functools.partial(decoding, PRESETS[size])
+        parts[f"{size}, guided decoding"] = functools.partial(
+            decoding, PRESETS[size], 256 if cuda else 16)
     for part, measure in parts.items():
         if part in found:
             continue
@@ -443,7 +446,7 @@ def training(config, frames):
 
 
 @torch.inference_mode()
-def decoding(config, steps=256):
+def decoding(config, steps):
     """Guided steps/s of one video after its first half, compiled."""
     with torch.device(DEVICE):
         model = Llama(config).to(torch.bfloat16).eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """What the tests share: the repository root on the path, seeded randomness, and a tiny run of all four stages."""
 import contextlib
+import functools
 import io
 import json
 import os
@@ -31,6 +32,14 @@ TINY = ("--base-channels 4 --multipliers 1 1 2 2 --encoder-blocks 0 0 0 1 "
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """torch.compile without a C++ compiler."""
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(
+        torch.nn.Module.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
 def command(script, *args, ranks=0):

@@ -159,3 +159,16 @@ def test_clip_score_is_the_cosine(tmp_path):
     assert one.shape == (1,) and one[0] == pytest.approx(100 * max(cosine, 0), abs=1e-3)
     with pytest.raises(ValueError, match="CLIP score needs"):
         metrics.clip_score(videos, ["a", "b"], str(tmp_path / "none"))
+
+
+def test_bench_gpu_at_toy_sizes(tmp_path, eager):
+    """Every part runs; what is in the file is not measured again."""
+    run("experiments/bench.py", "gpu", "--out", tmp_path / "gpu.json")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(found) == 1 + 3 + 3 + 1 and "toy sizes" in found["device"]
+    steps = found["toy, 8 layers, training on 65 frames"]
+    assert steps["tokens/s"] > 0 and 0 < steps["share of the matmul rate"] < 1
+    assert found["toy, guided decoding"]["steps/s"] > 0
+    assert found["prefixes in bfloat16"]["share that differs"] < 0.05
+    again = run("experiments/bench.py", "gpu", "--out", tmp_path / "gpu.json")
+    assert not again.stdout

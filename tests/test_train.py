@@ -1,4 +1,3 @@
-import functools
 import itertools
 import json
 import math
@@ -179,14 +178,6 @@ def test_micro_batches_hold_equally_many_tokens():
 
     assert sizes(1, 0) == [17, 17, 17, 13] and sizes(3, 1) == [1] * 32
     assert sizes(2, 1) == [3] * 21 + [1] and sizes(3, 0) == [17] * 32
-
-
-@pytest.fixture
-def eager(monkeypatch):
-    """torch.compile without a C++ compiler."""
-    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(
-        torch.nn.Module.compile, backend="eager"))
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
 def test_compiled_stage_0_keeps_its_graphs(tmp_path, eager):

@@ -11,9 +11,9 @@
     files -> clips uint8 (T, H, W, 3), T = 65, 17 or 1 at 6.5 frames/s
           -> tokens uint16 (N, t, h, w), t = 17, 5 or 1
 
-Each clip is encoded once, at its full length, and serves stages 1 to 3; with
---index nothing is encoded, and only the place of each file is written, for
-stage 0 (see data.py). The files are divided into parts, and a part is written
+Each clip is encoded once, at its full length, and serves stages 1 to 3. The
+place of its file is written, too, which is all that stage 0 needs (see
+data.py): with --index nothing is encoded. The files are divided into parts, and a part is written
 whole or not at all, so after a kill the same command continues. Files that
 cannot be used are listed in skipped.jsonl. docs/data.md has the format.
 
@@ -71,26 +71,27 @@ class Item:
         self.caption = " ".join(self.caption[:4096].split())
 
     def row(self):
+        """What data.Clips needs to find it."""
         return {"caption": self.caption, "name": self.name,
                 "file": os.path.abspath(self.file), **(self.place or {})}
 
     def read(self, size, count=1):
-        """-> list of (what is known, clip uint8 (T, size, size, 3)) of up to
-        `count` clips, one after the other. If count is 0, that of the whole
-        file, and no pixels. Raises Skipped, whatever is wrong with it."""
+        """-> list of (row, clip uint8 (T, size, size, 3)) of up to `count`
+        clips, one after the other, or of (row, None) if count is 0. Raises
+        Skipped, whatever is wrong with the file."""
         try:
             if self.reason or count and not self.caption:
                 raise Skipped(self.reason or "no caption")
             if not (self.place["size"] if self.place else os.path.getsize(self.file)):
                 raise Skipped("empty file")
-            frames = self.frames()
+            row = self.row() | {"frames": self.frames()}
             if not count:
-                return [(self.row() | {"frames": frames}, None)]
-            if ending(self.name) in IMAGES:
+                clips = [None]
+            elif ending(self.name) in IMAGES:
                 clips = [read_image(self.open(), size)]
             else:
                 clips = self.clips(size, count)
-            return [({"caption": self.caption}, clip) for clip in clips]
+            return [(row, clip) for clip in clips]
         except Skipped:
             raise
         except Exception as e:  # ffmpeg and Pillow raise nearly anything
