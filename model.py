@@ -76,15 +76,16 @@ class KVCache:
     positions, rounded up to quarters of max_len if compiled, as
     torch.compile makes a graph for each length."""
 
-    def __init__(self, model, batch, compiled=False):
+    def __init__(self, model, batch, compiled=False, window=1):
         config, like = model.config, model.lm_head.weight
-        shape = (batch, config.n_heads, config.max_len, config.dim // config.n_heads)
+        size = config.max_len + window  # guesses may reach beyond the end
+        shape = (batch, config.n_heads, size, config.dim // config.n_heads)
         memory = [like.new_zeros(shape) for _ in range(2 * config.n_layers)]
         for x in memory:  # CUDA graphs write to it in place
             torch._dynamo.mark_static_address(x)
         self.k, self.v = memory[::2], memory[1::2]
-        self.block = math.ceil(config.max_len / 4) if compiled else 1
-        self.all_positions = torch.arange(config.max_len, device=like.device)
+        self.block = math.ceil(size / 4) if compiled else 1
+        self.all_positions = torch.arange(size, device=like.device)
         self.rotary = rotary(config, self.all_positions)
         self.length = 0
 
@@ -217,12 +218,13 @@ class Llama(nn.Module):
         head = self.lm_head.weight
         return self.loss(x, head, targets, early_tokens, lambda_)
 
-    def next_logits(self, tokens, cache):
-        """Feed tokens (B, n) after cache.advance(n) -> logits of the next
-        video code, (B, video_vocab) float32. (The loss is over all ids.)"""
+    def next_logits(self, tokens, cache, window=1):
+        """Feed tokens (B, n) after cache.advance(n) -> logits of the codes
+        after the last `window` of them, (B, window, video_vocab) float32.
+        (The loss is over all ids.)"""
         c = self.config
         head = self.lm_head.weight[c.text_vocab:c.pad]
-        return F.linear(self.model(tokens, cache)[:, -1], head).float()
+        return F.linear(self.model(tokens, cache)[:, -window:], head).float()
 
 def token_losses(states, head, targets):
     """The terms of Eq. (1): states (B, L, dim), head (vocab_size, dim) and

@@ -26,7 +26,8 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from tqdm import trange
+import torch.nn.functional as F
+from tqdm import tqdm
 
 from data import (FPS, TextTokenizer, latent_frames, read_clip, to_float,
                   to_uint8, video_frames)
@@ -37,22 +38,29 @@ CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
 HALF_CLIP = 4.6  # seconds, 30 frames
 
 def next_codes(model, tokens, cache, scale, temperature, noise):
-    """Feed tokens (B, n), or (2B, n) with guidance, and draw the next code
-    of each row, (B, 1) int64. noise (B, k) is drawn from Exp(1), so that
-    argmax(p / noise) is a draw from p (the exponential race)."""
-    B, k = noise.shape
-    logits = model.next_logits(tokens, cache)
+    """Feed tokens (B, n), or (2B, n) with guidance, and draw the codes that
+    follow the last W of them, (B, W) int64. noise (B, W, k) is drawn from
+    Exp(1), so that argmax(p / noise) is a draw from p (the exponential race)."""
+    B, W, k = noise.shape
+    logits = model.next_logits(tokens, cache, W)
     if len(logits) == 2 * B:  # guided: with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
     best, codes = torch.topk(logits / temperature, k)
     drawn = (best.softmax(-1) / noise).argmax(-1, keepdim=True)
-    return codes.gather(1, drawn)
+    return codes.gather(2, drawn)[..., 0]
 
 @torch.inference_mode()
 def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
-                    generator, compiled=False, quiet=True, cache=None):
+                    generator, compiled=False, quiet=True, cache=None, window=1):
     """Write the next n video tokens of each row -> codes (B, n) int64.
+
+    As the noise is drawn beforehand, the codes are a function of the seed,
+    and may be guessed (Jacobi decoding, our choice): one pass over `window`
+    guesses draws what follows each. Up to the first wrong guess these are the
+    codes that one at a time (window 1) would give, and the others are better
+    guesses for the next pass. The first guess is the code of the same place
+    in the frame before; of several rows the slowest decides.
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
     generator: one torch.Generator per row, on the model's device. Guidance
@@ -60,27 +68,43 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
     is no guidance. cache: an earlier call's, to be used again.
     """
     config, device = model.config, prefix.device
-    k = min(top_k, config.video_vocab)
-    noise = torch.stack([  # (n, B, k)
+    k, window = min(top_k, config.video_vocab), min(window, n)
+    noise = torch.stack([  # (B, n, k)
         torch.empty(n, k, device=device).exponential_(generator=g)
-        for g in generator], 1)
+        for g in generator])
+    noise = F.pad(noise, (0, 0, 0, window), value=1.0)
+    B, P = prefix.shape
+    frame = math.prod(config.latent_shape[1:])
+    # prefix, codes, and guesses where there is no code yet
+    ids = F.pad(prefix, (0, n + window), value=config.text_vocab)
     guided = cfg_scale != 1
-    if guided:
-        empty = prefix.clone()
-        empty[:, :config.text_len + 3] = prefix_tokens(config, [[]])
-        prefix = torch.cat([prefix, empty])
-    cache = cache or KVCache(model, len(prefix), compiled)
+    cache = cache or KVCache(model, B * (1 + guided), compiled, window)
     cache.length = 0
     scale, temperature = torch.tensor([cfg_scale, temperature], device=device)
-    step, tokens, codes = next_codes, prefix, []
-    for i in trange(n, unit="token", leave=False, disable=quiet):
+    step, done, fed, accepted = next_codes, 0, 0, window
+    bar = tqdm(total=n, unit="token", leave=False, disable=quiet)
+    while done < n:
+        end = P + done + window
+        guessed = torch.arange(end - accepted, end, device=device)  # for the first time
+        ids[:, guessed] = ids[:, (guessed - frame).clamp(min=0)]
+        tokens = ids[:, fed:end - 1]
+        if guided:
+            tokens = torch.cat([tokens, tokens])
+            if not done:
+                tokens[B:, :config.text_len + 3] = prefix_tokens(config, [[]])
         cache.advance(tokens.shape[1])
-        code = step(model, tokens, cache, scale, temperature, noise[i])
+        drawn = step(model, tokens, cache, scale, temperature,
+                     noise[:, done:done + window]) + config.text_vocab
         if compiled:  # after the long prefix, which has another shape
             step = compiled_next_codes(device.type == "cuda")
-        codes.append(code.clone())  # a CUDA graph will write there again
-        tokens = (code + config.text_vocab).repeat(1 + guided, 1)
-    return torch.cat(codes, 1)
+        right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
+        accepted = min(1 + int(right[:-1].sum()), n - done)
+        ids[:, P + done:end] = drawn
+        done, fed = done + accepted, P + done + accepted - 1
+        cache.length = fed  # the rest is written over
+        bar.update(accepted)
+    bar.close()
+    return ids[:, P:P + n] - config.text_vocab
 
 @functools.cache
 def compiled_next_codes(gpu):
@@ -105,11 +129,13 @@ def generate(model, tokenizer, text, prompt, seconds=10, cfg_scale=None,
 @torch.inference_mode()
 def generate_batch(model, tokenizer, text, prompts, seconds=10,
                    cfg_scale=None, top_k=50, temperature=None, seeds=None,
-                   reencode=True, start=None, compiled=False, quiet=True):
+                   reencode=True, start=None, compiled=False, quiet=True,
+                   window=None):
     """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3).
 
     prompts: strings or scenes, see `scene_at`. cfg_scale, temperature: by
     default the preset's. start: 5 frames to go on from, uint8 (5, H, W, 3).
+    window: see `generate_tokens`; by default 16 for one prompt, 1 for more.
     reencode=False goes on from the old tokens of the last 2 latent frames
     (Fig. 6), which were made with all earlier frames as context.
     """
@@ -119,7 +145,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
         cfg_scale = config.cfg_scale
     B, temperature = len(prompts), temperature or config.temperature
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds or range(B)]
-    cache = KVCache(model, B * (1 + (cfg_scale != 1)), compiled)
+    window = window or (16 if B == 1 else 1)
+    cache = KVCache(model, B * (1 + (cfg_scale != 1)), compiled, window)
     context = None if start is None else np.stack([start] * B)
     tokens, made, total = None, 0, round(FPS * seconds)
     while made < total:
@@ -139,7 +166,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
                             known.flatten(1) + config.text_vocab], 1)
         codes = generate_tokens(model, prefix, n, cfg_scale, top_k,
                                 temperature, generators, compiled, quiet,
-                                cache)
+                                cache, window)
         tokens = torch.cat([known, codes.view(B, -1, h, w)], 1)
         # one by one: in a batch, pixels may round differently
         clip = [to_uint8(tokenizer.decode(t)) for t in tokens.split(1)]
@@ -249,13 +276,14 @@ def parse():
     add("--top-k", type=int, default=50)
     add("--temperature", type=float)
     add("--seed", type=int, default=0)
+    add("--window", type=int, default=16, help="tokens guessed at once; 1: none")
     add("--no-reencode", action="store_true", help="see Fig. 6")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     add("--device", default="cuda" if cuda else "cpu")
     args = p.parse_args()
-    positive = args.top_k, FPS * args.seconds - 0.5, args.temperature
+    positive = args.top_k, FPS * args.seconds - 0.5, args.temperature, args.window
     if not all(x is None or 0 < x < math.inf for x in positive):
-        raise ValueError("--top-k, --seconds and --temperature must be positive")
+        raise ValueError("--top-k, --seconds, --temperature and --window must be positive")
     if not math.isfinite(args.cfg_scale or 0) or args.seed < 0:
         raise ValueError("--cfg-scale must be finite, --seed at least 0")
     later = sorted((float(second), prompt) for second, prompt in args.at)
@@ -279,7 +307,7 @@ def main():
     write_video(args.out, generate(
         model, tokenizer, text, args.scenes, args.seconds, args.cfg_scale,
         args.top_k, args.temperature, args.seed, not args.no_reencode,
-        start=start, compiled=args.compile, quiet=False))
+        start=start, compiled=args.compile, quiet=False, window=args.window))
 
 if __name__ == "__main__":
     try:

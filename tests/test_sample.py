@@ -192,6 +192,35 @@ def test_tokens_are_drawn_from_the_guided_top_k(loaded, monkeypatch):
     model.float()
 
 
+@pytest.mark.parametrize("cfg_scale", [1.0, 1.5])
+def test_guessed_tokens_are_those_drawn_one_by_one(cfg_scale, monkeypatch):
+    """Of the shipped weights in float64, where hardly anything is rounded: one
+    row and three, with the first frame known and without."""
+    model, _, text = load()
+    model.double()
+    c, calls, real = model.config, [], sample.next_codes
+    monkeypatch.setattr(sample, "next_codes", lambda *args: calls.append(1) or real(*args))
+    prompts = [text.encode(p) for p in (PROMPT, "a red car drives left by day", "")]
+
+    def write(prefix, n, window):
+        calls.clear()
+        generators = [torch.Generator().manual_seed(i) for i in range(len(prefix))]
+        codes = generate_tokens(model, prefix, n, cfg_scale, 50, 0.7, generators,
+                                cache=KVCache(model, len(prefix) * (1 + (cfg_scale != 1)),
+                                              window=window), window=window)
+        return codes, len(calls)
+
+    for rows, n in ((1, 150), (3, 80)):
+        prefix = prefix_tokens(c, prompts[:rows])
+        plain, passes = write(prefix, n, 1)
+        assert passes == n and plain.shape == (rows, n)
+        for window in (5, 16, 500):
+            guessed, passes = write(prefix, n, window)
+            assert (guessed == plain).all() and passes < n
+    known = torch.cat([prefix, plain[:, :64] + c.text_vocab], 1)
+    assert (write(known, 70, 1)[0] == write(known, 70, 9)[0]).all()
+
+
 def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeypatch):
     """For real, over two lengths of the cache; and --compile takes it."""
     model, _, text = loaded
