@@ -335,8 +335,6 @@ class Clips(torch.utils.data.Dataset):
         self.images, self.videos = images, videos
         self.seed, self.stage, self.validation = seed, stage, validation
         self.resolution, self.opened = resolution, {}
-        if "toy" in (images, videos) and resolution != SIZE:
-            raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
 
     def __getitem__(self, key):
         step, i, frames = key
@@ -344,6 +342,8 @@ class Clips(torch.utils.data.Dataset):
         drop = rng.random() < 0.1 and not self.validation  # our choice
         source = self.images if frames == 1 else self.videos
         if source == "toy":
+            if self.resolution != SIZE:
+                raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
             clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
             clip, caption = self.pixels(rng, source, frames), ""
@@ -363,7 +363,8 @@ class Clips(torch.utils.data.Dataset):
                 if not clips:
                     raise ValueError(f"{folder} has no clips that long")
                 every += some
-                weights += [(share or clips) * len(x) / clips for x in some]
+                share = clips if share is None else share
+                weights += [share * len(x) / clips for x in some]
             self.opened[source, t] = every, np.array(weights) / sum(weights)
         every, p = self.opened[source, t]
         shards = every[rng.choice(len(every), p=p)]
@@ -376,9 +377,9 @@ class Clips(torch.utils.data.Dataset):
             shards, i = self.choose(rng, source, latent_frames(frames))
             try:
                 return read_pixels(rng, shards[i], frames, self.resolution)
-            except Exception:  # Pillow, too, raises nearly anything
-                pass
-        raise ValueError(f"{source}: 100 files that cannot be read")
+            except Exception as e:  # Pillow, too, raises nearly anything
+                reason = f"{type(e).__name__}: {e}"
+        raise ValueError(f"{source}: 100 files cannot be read, the last for {reason}")
 
 def shares(source):
     """"A:3,B" -> [("A", 3.0), ("B", None)]; None: as many as its clips."""
@@ -400,9 +401,35 @@ def open_media(clip):
     file -> these bytes, as a binary file."""
     if "offset" not in clip:
         return clip["file"]
-    with open(clip["file"], "rb") as f:
-        f.seek(clip["offset"])
-        return io.BytesIO(f.read(clip["size"]))
+    return io.BufferedReader(Slice(clip["file"], clip["offset"], clip["size"]), 1 << 16)
+
+class Slice(io.RawIOBase):
+    """Some bytes of a file, as a file."""
+
+    def __init__(self, path, offset, size):
+        self.file = open(path, "rb")
+        self.offset, self.size, self.at = offset, size, 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, to, whence=0):
+        self.at = to + (0, self.at, self.size)[whence]
+        return self.at
+
+    def readinto(self, buffer):
+        self.file.seek(self.offset + self.at)
+        wanted = min(len(buffer), max(0, self.size - self.at))
+        n = self.file.readinto(memoryview(buffer)[:wanted])
+        self.at += n
+        return n
+
+    def close(self):
+        self.file.close()
+        super().close()
 
 def ending(path):
     return Path(path).suffix[1:].lower()

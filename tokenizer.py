@@ -202,7 +202,7 @@ class ClusteringVQ(nn.Module):
         return quantized.movedim(-1, 1), tokens, loss
 
     @torch.no_grad()
-    def reinitialize(self, seed, step):
+    def reinitialize(self, seed, step, finite=True):
         """Move rarely used codes to latents of this step.
 
             N_k <- g N_k + (1 - g) n_k / n        usage, g = 0.99
@@ -215,7 +215,7 @@ class ClusteringVQ(nn.Module):
         """
         latents, tokens = (of_all_ranks(torch.cat(x)) for x in zip(*self.seen))
         self.seen = []
-        if not latents.isfinite().all():
+        if not finite:
             return
         M = len(self.usage)
         counts = torch.bincount(tokens, minlength=M) / len(tokens)

@@ -15,6 +15,7 @@ Sample i of step s depends on (seed, stage, s, i) alone, so a resumed run
 continues exactly and any number of processes sees the same batches.
 """
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -153,6 +154,7 @@ def main():
     optimizer = torch.optim.AdamW(parameter_groups(objective), lr=args.lr,
                                   betas=(0.9, 0.95), fused=True)
     start = restore(saved, resumed, network, objective, optimizer)
+    del saved  # it holds a copy of the weights
     model = objective
     if ranks > 1 and not args.fsdp:
         model = DistributedDataParallel(objective, broadcast_buffers=False)
@@ -214,10 +216,10 @@ def main():
         finite = math.isfinite(sum(norms))
         if finite:
             optimizer.step()
+        if stage == 0:
+            network.vq.reinitialize(args.seed, step, finite)
         skipped = 0 if finite else skipped + 1
         optimizer.zero_grad(set_to_none=True)
-        if stage == 0:
-            network.vq.reinitialize(args.seed, step)
 
         # what happened
         for x in totals.values() if ranks > 1 else ():
@@ -235,7 +237,7 @@ def main():
             log = log or open_log(args, start)
             log(line)
         if skipped == 10:
-            raise ValueError(f"10 gradients in a row are not finite; {path} is of before")
+            raise ValueError("10 gradients in a row are not finite: try a lower --lr")
         bar.set_postfix(loss=line["loss"], frames=frames)
         if saving:
             save(path, args, config, digest, step + 1, network, objective, optimizer)
@@ -344,9 +346,10 @@ def save(path, args, config, digest, step, network, objective, optimizer):
     part, before = path.with_suffix(".tmp"), path.with_suffix(".before.pt")
     try:
         torch.save(checkpoint, part)
-        if path.exists():  # the last but one stays
+        if path.exists():  # keep the previous one, too, if links can be made
             before.unlink(missing_ok=True)
-            os.link(path, before)
+            with contextlib.suppress(OSError):
+                os.link(path, before)
         part.replace(path)
     except (OSError, RuntimeError) as e:  # RuntimeError: the disk is full
         part.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ but for `gpu`, which runs on a CPU, too, at toy sizes, as its test.
 import argparse
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import math
@@ -36,7 +37,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import FPS, latent_frames, read_clip  # noqa: E402
 from model import PRESETS, KVCache, Llama, ModelConfig, prefix_tokens  # noqa: E402
 from sample import generate_tokens, set_threads  # noqa: E402
-from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer  # noqa: E402
+from tokenizer import (TOKENIZER_PRESETS, CausalConv3d, TokenizerLoss,  # noqa: E402
+                       VideoTokenizer)
 from train import parameter_groups  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,7 +78,7 @@ def matmul_rate():
 @functools.cache
 def read_rate():
     """Bytes/s that this machine reads from memory."""
-    x = torch.ones(2 ** 26, device=DEVICE)
+    x = torch.ones(2 ** (30 if DEVICE == "cuda" else 26), device=DEVICE)
     return x.nbytes / race({"read": lambda: x.sum().item()}, 5)["read"]
 
 
@@ -338,7 +340,9 @@ def gpu(path):
     cuda = DEVICE == "cuda"
     name = torch.cuda.get_device_name() if cuda else "a CPU, at toy sizes"
     found = json.loads(path.read_text()) if path.exists() else {}
-    found = found if found.get("device") == name else {"device": name}
+    if found.setdefault("device", name) != name:
+        raise ValueError(f"{path} is of {found['device']}")
+    path.parent.mkdir(exist_ok=True)
     parts = {"matmul and memory": lambda: {"TFLOP/s": matmul_rate() / 1e12,
                                            "GB/s": read_rate() / 1e9},
              "prefixes in bfloat16": prefixes, "tokenizer training": tokenizer_training}
@@ -356,6 +360,7 @@ def gpu(path):
         if part in found:
             continue
         began = time.time()
+        gc.collect()  # compiled modules are cycles
         if cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -384,10 +389,15 @@ def prefixes():
     autocast? Of untrained weights, whose latents are as near to several codes
     as trained ones' or nearer."""
     network, video = paper_tokenizer()
+    for module in network.modules():
+        if isinstance(module, CausalConv3d):
+            module.reset_parameters()  # weights on past frames, too
     network.to(DEVICE)
     with torch.autocast(DEVICE, torch.bfloat16):
-        whole, first = network.encode(video), network.encode(video[:, :, :17])
-    return {"share that differs": (whole[:, :5] != first).float().mean().item()}
+        whole = network.encode(video)
+        return {f"share that differs, {frames} frames": (
+            whole[:, :latent_frames(frames)] != network.encode(video[:, :, :frames])
+        ).float().mean().item() for frames in (1, 17)}
 
 
 def tokenizer_training():
@@ -453,16 +463,19 @@ def decoding(config, steps):
     half = config.max_len // 2
     prefix = torch.randint(config.pad, (1, half), device=DEVICE)
     cache = KVCache(model, 2, compiled=True)
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # the weights were float32 at first
 
-    def write():
-        generate_tokens(model, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
+    def write(n):
+        generate_tokens(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
                         True, cache=cache)
 
-    compiling = seconds(write)
-    taken = race({"": write}, 2)[""]
+    compiling = seconds(lambda: write(steps))
+    taken = race({n: functools.partial(write, n) for n in (1, steps)}, 2)
+    rate = (steps - 1) / (taken[steps] - taken[1])  # without reading the prefix
     limit = read_rate() / step_bytes(model, 2, half + steps / 2)
-    return {"steps/s": steps / taken, "share of the limit of reading memory":
-            steps / taken / limit, "first call, s": compiling}
+    return {"steps/s": rate, "share of the limit of reading memory": rate / limit,
+            "first call, s": compiling}
 
 
 def main():
@@ -498,3 +511,5 @@ if __name__ == "__main__":
         main()
     except ModuleNotFoundError as e:
         sys.exit(f"bench.py: pip install {e.name}")
+    except (ValueError, OSError) as e:
+        sys.exit(f"bench.py: {e}")

@@ -62,13 +62,10 @@ class Skipped(ValueError):
 class Item:
     """A captioned video or image: a file, or a part of one."""
     name: str
-    caption: str = ""
+    caption: str | None = ""  # None: see NAME.txt beside the file
     file: str = ""
     place: dict | None = None  # its "offset" and "size" in a tar
     reason: str = ""  # why it cannot be used, if that is known already
-
-    def __post_init__(self):
-        self.caption = " ".join(self.caption[:4096].split())
 
     def row(self):
         """What data.Clips needs to find it."""
@@ -80,6 +77,9 @@ class Item:
         clips, one after the other, or of (row, None) if count is 0. Raises
         Skipped, whatever is wrong with the file."""
         try:
+            if self.caption is None:
+                self.caption = caption_beside(self.file)
+            self.caption = " ".join(self.caption[:4096].split())
             if self.reason or count and not self.caption:
                 raise Skipped(self.reason or "no caption")
             if not (self.place["size"] if self.place else os.path.getsize(self.file)):
@@ -107,7 +107,7 @@ class Item:
         if ending(self.name) in IMAGES:
             with warnings.catch_warnings():  # Pillow only warns of smaller bombs
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                check_size(*Image.open(self.open()).size)
+                check_size(*Image.open(self.open(), formats=("JPEG", "PNG", "WEBP")).size)
             return 1
         with av.open(self.open()) as film:
             if film.format.name.endswith("_pipe"):
@@ -174,11 +174,11 @@ def folder_items(folder):
             if ending(file) in VIDEOS | IMAGES:
                 path = os.path.join(where, file)
                 name = os.path.relpath(path, folder)
-                yield Item(name, table.get(name) or caption_of(path), path)
+                yield Item(name, table.get(name) or None, path)
     for e in unreadable:
         yield Item(os.path.relpath(e.filename, folder), reason=e.strerror)
 
-def caption_of(path):
+def caption_beside(path):
     text = os.path.splitext(path)[0] + ".txt"
     if os.path.isfile(text):
         with contextlib.suppress(OSError), open(text, errors="replace") as f:
@@ -206,14 +206,18 @@ def tar_items(path):
     "caption". Nothing is unpacked to disk, and links are left out."""
     tar, seen = os.path.basename(path), set()
 
-    def key_of(member):
+    def key_and_ending(member):
+        if member.size < 0:  # tarfile would go back, for ever
+            raise tarfile.TarError("damaged or cut")
         folder, name = os.path.split(member.name)
-        return os.path.join(folder, name.partition(".")[0])
+        key, _, kind = name.partition(".")
+        return os.path.join(folder, key), kind.lower()
 
     try:
         with tarfile.open(path, "r:") as file:
-            for key, members in itertools.groupby(file, key_of):
-                sample = {ending(m.name): m for m in members if m.isfile()}
+            files = filter(tarfile.TarInfo.isfile, file)
+            for key, members in itertools.groupby(files, lambda m: key_and_ending(m)[0]):
+                sample = {key_and_ending(m)[1]: m for m in members}
                 media = [e for kinds in (VIDEOS, IMAGES) for e in sample if e in kinds]
                 if not media or key in seen:
                     reason = "no video or image" if not media else "duplicate key"
@@ -228,7 +232,7 @@ def tar_items(path):
             file.fileobj.seek(file.offset)
             if file.fileobj.read(512) != bytes(512):
                 raise tarfile.TarError("damaged or cut")
-    except (tarfile.TarError, OSError) as e:
+    except Exception as e:  # a hostile header raises nearly anything
         reason = getattr(e, "strerror", None) or e
         yield Item(tar, reason=f"broken tar ({reason})")
 
@@ -366,8 +370,8 @@ def write_totals(folder):
 def inspect(folder, ckpt, device):
     """Print what a folder of shards holds, and draw contact.png: the first,
     middle and last frame of 16 clips."""
-    meta, shards = read_meta(folder), shards_of(folder)
-    index, skipped = totals(folder)
+    meta, (index, skipped) = read_meta(folder), write_totals(folder)
+    shards = shards_of(folder)
     for t, clips in index.items():
         n, frames = sum(clips.values()), video_frames(int(t))
         print(f"{n} clips of {frames} frames, {frames / FPS:.1f} s each, "
@@ -447,6 +451,8 @@ def parse():
     if min(args.clips, args.clips_per_video, args.part, args.batch_size,
            args.workers + 1, args.seed + 1) < 1:
         raise ValueError("sizes must be at least 1, --workers and --seed 0")
+    if not 0 <= RANK < RANKS:
+        raise ValueError(f"RANK is {RANK}, not below WORLD_SIZE {RANKS}")
     if args.columns.count(",") != 2:
         raise ValueError("--columns must name three columns")
     if not args.inspect and not args.out:
@@ -464,7 +470,7 @@ def main():
     device = torch.device(args.device)
     if args.inspect:
         return inspect(args.inspect, args.ckpt, device)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and device.type == "cpu":
         # M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB: keep freed memory. Without it
         # encoding on a CPU takes 1.5 to 2 times as long, as large blocks
         # are cleared whenever they are taken again.
@@ -488,7 +494,7 @@ def main():
     @torch.no_grad()
     def encode(clips):
         with autocast(device, meta["dtype"]):
-            tokens = tokenizer.encode(to_float(clips).to(device))
+            tokens = tokenizer.encode(to_float(torch.as_tensor(clips).to(device)))
         return tokens.cpu().numpy().astype(np.uint16)
 
     def todo():
