@@ -73,7 +73,7 @@ def prefix_tokens(config, texts):
 
 class KVCache:
     """The keys and values of earlier tokens. Attention reads the filled
-    positions, rounded up to quarters of max_len if compiled, as
+    positions, rounded up to quarters of its size if compiled, as
     torch.compile makes a graph for each length."""
 
     def __init__(self, model, batch, compiled=False, window=1):

@@ -81,13 +81,13 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
     cache = cache or KVCache(model, B * (1 + guided), compiled, window)
     cache.length = 0
     scale, temperature = torch.tensor([cfg_scale, temperature], device=device)
-    step, done, fed, accepted = next_codes, 0, 0, window
+    step, done, accepted = next_codes, 0, window
     bar = tqdm(total=n, unit="token", leave=False, disable=quiet)
     while done < n:
         end = P + done + window
         guessed = torch.arange(end - accepted, end, device=device)  # for the first time
         ids[:, guessed] = ids[:, (guessed - frame).clamp(min=0)]
-        tokens = ids[:, fed:end - 1]
+        tokens = ids[:, cache.length:end - 1]
         if guided:
             tokens = torch.cat([tokens, tokens])
             if not done:
@@ -100,8 +100,8 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
         right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
         accepted = min(1 + int(right[:-1].sum()), n - done)
         ids[:, P + done:end] = drawn
-        done, fed = done + accepted, P + done + accepted - 1
-        cache.length = fed  # the rest is written over
+        done += accepted
+        cache.length = P + done - 1  # the rest is written over
         bar.update(accepted)
     bar.close()
     return ids[:, P:P + n] - config.text_vocab

@@ -135,6 +135,11 @@ def moves_as_one(video, speed, way):
     return (fit[asked] < 1.5) & (second[asked] < second.min(0) + 0.1)
 
 
+def is_one_piece(video, speed, way):
+    """Does the land move as asked and as one piece in 95 % of the frames?"""
+    return bool(moves_as_one(video, speed, way).mean() >= 0.95)
+
+
 def new_land(video, speed, way):
     """The heights of the columns that scroll into each frame but the first:
     (T - 1, pixels per frame)."""
@@ -142,13 +147,19 @@ def new_land(video, speed, way):
     return heights[:, :shift] if shift > 0 else heights[:, shift:]
 
 
+@functools.cache
+def own_heights(land):
+    """The heights of the world's own land, at 1001 quantiles, in pixels."""
+    own = [ROAD + land_heights(np.random.default_rng(i), land, 1000) for i in range(50)]
+    return np.quantile(own, np.linspace(0, 1, 1001))
+
+
 def invention(new, land):
     """How far heights of new land are from the world's own: the Wasserstein
     distance, in pixels. new: any number of parts of `new_land`."""
-    own = [ROAD + land_heights(np.random.default_rng(i), land, 1000) for i in range(50)]
     new = np.concatenate([heights.ravel() for heights in new])
     at = np.linspace(0, 1, 1001)
-    return float(np.abs(np.nanquantile(new, at) - np.quantile(own, at)).mean())
+    return float(np.abs(np.nanquantile(new, at) - own_heights(land)).mean())
 
 
 # ---------------------------------------------------------------------------
@@ -237,8 +248,7 @@ def judge(video, attributes, said=tuple(TOY)):
     # where the prompt leaves speed or way open, the video decides
     speed, way = [(attributes if name in said else first)[name]
                   for name in ("speed", "way")]
-    moves = speed and way and moves_as_one(video, speed, way).mean() >= 0.95
-    return verdict | {"one piece": bool(moves)}
+    return verdict | {"one piece": bool(speed and way) and is_one_piece(video, speed, way)}
 
 
 # ---------------------------------------------------------------------------

@@ -75,14 +75,14 @@ def readme_table():
     lines = ["| where | claim | difference measured | here | answer |",
              "|---|---|---|---|---|"]
     for name, (title, claim, what) in CLAIMS.items():
-        anchor = title.lower().replace(". ", "-")
-        number, answer = "", "not run yet"
         if found := measured(name):
+            anchor = title.lower().replace(". ", "-")
+            link = f"docs/results.md#{anchor}"
             first, (mean, half) = next(iter(found["decisive"].items()))
             number = difference(first, mean, half)[1]
             answer = ANSWERS[found["same_direction"]]
-        lines.append(f"| [{title}](docs/results.md#{anchor}) | {claim} | {what} "
-                     f"| {number} | {answer} |")
+            lines.append(f"| [{title}]({link}) | {claim} | {what} | {number} "
+                         f"| {answer} |")
     return "\n".join(lines)
 
 
