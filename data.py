@@ -10,9 +10,9 @@
 This file knows nothing about networks.
 """
 import contextlib
-import io
 import itertools
 import json
+import tarfile
 import zlib
 from collections import deque
 from pathlib import Path
@@ -401,35 +401,9 @@ def open_media(clip):
     file -> these bytes, as a binary file."""
     if "offset" not in clip:
         return clip["file"]
-    return io.BufferedReader(Slice(clip["file"], clip["offset"], clip["size"]), 1 << 16)
-
-class Slice(io.RawIOBase):
-    """Some bytes of a file, as a file."""
-
-    def __init__(self, path, offset, size):
-        self.file = open(path, "rb")
-        self.offset, self.size, self.at = offset, size, 0
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
-
-    def seek(self, to, whence=0):
-        self.at = to + (0, self.at, self.size)[whence]
-        return self.at
-
-    def readinto(self, buffer):
-        self.file.seek(self.offset + self.at)
-        wanted = min(len(buffer), max(0, self.size - self.at))
-        n = self.file.readinto(memoryview(buffer)[:wanted])
-        self.at += n
-        return n
-
-    def close(self):
-        self.file.close()
-        super().close()
+    member = tarfile.TarInfo()
+    member.offset_data, member.size = clip["offset"], clip["size"]
+    return tarfile.open(clip["file"], "r:").extractfile(member)
 
 def ending(path):
     return Path(path).suffix[1:].lower()
