@@ -507,8 +507,9 @@ def main():
 
     # collate_fn: as tensors, clips would come through shared memory, of
     # which containers have little
-    reader = Reader(size, 0 if args.index else args.clips_per_video)
-    loader = DataLoader(reader, batch_size=None, sampler=todo(),
+    reader, work = Reader(size, 0 if args.index else args.clips_per_video), todo()
+    first = list(itertools.islice(work, 1))  # a bad --input fails before workers start
+    loader = DataLoader(reader, batch_size=None, sampler=itertools.chain(first, work),
                         num_workers=args.workers, collate_fn=tuple)
     part, bar = Part(encode, args.batch_size), tqdm(unit="item", disable=RANK > 0)
     for path, name, clips, reason in loader:
