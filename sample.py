@@ -17,9 +17,7 @@ import argparse
 import functools
 import itertools
 import math
-import os
 import sys
-import timeit
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,10 +30,9 @@ from tqdm import tqdm
 from data import (FPS, TextTokenizer, latent_frames, read_clip, to_float,
                   to_uint8, video_frames)
 from model import KVCache, load_decoder, prefix_tokens
-from tokenizer import SHIPPED, load_tokenizer, read_checkpoint
+from tokenizer import SHIPPED, autocast, load_tokenizer, read_checkpoint, set_threads
 
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
-HALF_CLIP = 4.6  # seconds, 30 frames
 
 def next_codes(model, tokens, cache, scale, temperature, noise):
     """Feed tokens (B, n), or (2B, n) with guidance, and draw the codes that
@@ -52,59 +49,73 @@ def next_codes(model, tokens, cache, scale, temperature, noise):
 
 @torch.inference_mode()
 def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
-                    generator, compiled=False, quiet=True, cache=None, window=1):
+                    generator, compiled=False, watch=None, cache=None, window=1):
     """Write the next n video tokens of each row -> codes (B, n) int64.
-
-    As the noise is drawn beforehand, the codes are a function of the seed,
-    and may be guessed (Jacobi decoding, our choice): one pass over `window`
-    guesses draws what follows each. Up to the first wrong guess these are the
-    codes that one at a time (window 1) would give, and the others are better
-    guesses for the next pass. The first guess is the code of the same place
-    in the frame before; of several rows the slowest decides.
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
     generator: one torch.Generator per row, on the model's device. Guidance
     pairs every row with the empty caption, in one batch of 2B; cfg_scale 1
-    is no guidance. cache: an earlier call's, to be used again.
+    is no guidance. cache: an earlier call's, to be used again. watch(codes, n)
+    is called after each pass, with all codes so far. window: see `jacobi`.
     """
     config, device = model.config, prefix.device
     k, window = min(top_k, config.video_vocab), min(window, n)
-    noise = torch.stack([  # (B, n, k)
-        torch.empty(n, k, device=device).exponential_(generator=g)
-        for g in generator])
-    noise = F.pad(noise, (0, 0, 0, window), value=1.0)
     B, P = prefix.shape
-    frame = math.prod(config.latent_shape[1:])
-    # prefix, codes, and guesses where there is no code yet
+    noise = torch.ones(B, n + window, k, device=device)
+    for row, g in zip(noise, generator):
+        row[:n].exponential_(generator=g)
+    # the prefix, and room for the codes and for guesses beyond the end
     ids = F.pad(prefix, (0, n + window), value=config.text_vocab)
     guided = cfg_scale != 1
     cache = cache or KVCache(model, B * (1 + guided), compiled, window)
     cache.length = 0
     scale, temperature = torch.tensor([cfg_scale, temperature], device=device)
-    step, done, accepted = next_codes, 0, window
-    bar = tqdm(total=n, unit="token", leave=False, disable=quiet)
-    while done < n:
-        end = P + done + window
-        guessed = torch.arange(end - accepted, end, device=device)  # for the first time
-        ids[:, guessed] = ids[:, (guessed - frame).clamp(min=0)]
-        tokens = ids[:, cache.length:end - 1]
+
+    def draw(i, W):
+        """Feed what the cache lacks -> codes i ... i + W - 1, each drawn as if
+        the ids before it were right."""
+        tokens, step = ids[:, cache.length:P + i + W - 1], next_codes
         if guided:
             tokens = torch.cat([tokens, tokens])
-            if not done:
-                tokens[B:, :config.text_len + 3] = prefix_tokens(config, [[]])
-        cache.advance(tokens.shape[1])
-        drawn = step(model, tokens, cache, scale, temperature,
-                     noise[:, done:done + window]) + config.text_vocab
-        if compiled:  # after the long prefix, which has another shape
+        if i == 0 and guided:
+            tokens[B:, :config.text_len + 3] = prefix_tokens(config, [[]])
+        if i > 0 and compiled:  # not the prefix, which has another shape
             step = compiled_next_codes(device.type == "cuda")
-        right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
-        accepted = min(1 + int(right[:-1].sum()), n - done)
-        ids[:, P + done:end] = drawn
-        done += accepted
-        cache.length = P + done - 1  # the rest is written over
-        bar.update(accepted)
-    bar.close()
+        cache.advance(tokens.shape[1])
+        codes = step(model, tokens, cache, scale, temperature, noise[:, i:i + W])
+        return codes + config.text_vocab
+
+    def one_by_one():
+        for i in range(n):
+            ids[:, P + i:P + i + 1] = draw(i, 1)
+            yield i + 1
+
+    frame = math.prod(config.latent_shape[1:])  # tokens
+    for done in one_by_one() if window == 1 else jacobi(draw, ids, cache, P, n, window, frame):
+        if watch:
+            watch(ids[:, P:P + done] - config.text_vocab, n)
     return ids[:, P:P + n] - config.text_vocab
+
+def jacobi(draw, ids, cache, P, n, window, frame):
+    """What `one_by_one` writes, in fewer passes (Jacobi decoding, our choice).
+
+    The noise is drawn beforehand, so the codes are a function of the seed and
+    can be guessed. A pass over `window` guesses draws what follows each: up to
+    the first wrong guess the codes that one at a time would give, and after it
+    better guesses for the next pass. The very first guess is the code of the
+    same place in the frame before. Of several rows the slowest decides."""
+    done, new = 0, window
+    while done < n:
+        end = P + done + window
+        unknown = torch.arange(end - new, end, device=ids.device)
+        ids[:, unknown] = ids[:, (unknown - frame).clamp(min=0)]
+        drawn = draw(done, window)
+        right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
+        new = min(1 + int(right[:-1].sum()), n - done)
+        ids[:, P + done:end] = drawn
+        done += new
+        cache.length = P + done - 1  # the rest is written over
+        yield done
 
 @functools.cache
 def compiled_next_codes(gpu):
@@ -117,27 +128,23 @@ def compiled_next_codes(gpu):
     return torch.compile(next_codes, fullgraph=True, dynamic=False,
                          mode="reduce-overhead" if gpu else "default")
 
-def generate(model, tokenizer, text, prompt, seconds=10, cfg_scale=None,
-             top_k=50, temperature=None, seed=0, reencode=True, **options):
+def generate(model, tokenizer, text, prompt, seconds=10, seed=0, **options):
     """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60 at
-    a time, round(6.5 * seconds) in all. See `generate_batch`."""
+    a time, round(6.5 * seconds) in all. options: see `generate_batch`."""
     for clips in generate_batch(model, tokenizer, text, [prompt], seconds,
-                                cfg_scale, top_k, temperature, [seed],
-                                reencode, **options):
+                                seeds=[seed], **options):
         yield clips[0]
 
 @torch.inference_mode()
-def generate_batch(model, tokenizer, text, prompts, seconds=10,
-                   cfg_scale=None, top_k=50, temperature=None, seeds=None,
-                   reencode=True, start=None, compiled=False, quiet=True,
-                   window=None):
+def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, top_k=50,
+                   temperature=None, seeds=None, reencode=True, start=None, compiled=False,
+                   watch=None, window=None):
     """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3).
 
-    prompts: strings or scenes, see `scene_at`. cfg_scale, temperature: by
-    default the preset's. start: 5 frames to go on from, uint8 (5, H, W, 3).
-    window: see `generate_tokens`; by default 16 for one prompt, 1 for more.
-    reencode=False goes on from the old tokens of the last 2 latent frames
-    (Fig. 6), which were made with all earlier frames as context.
+    cfg_scale, temperature: by default the preset's. start: 5 frames to go on
+    from, uint8 (5, H, W, 3). reencode=False goes on from the old tokens of the
+    last 2 latent frames (Fig. 6), which had all earlier frames as context.
+    watch, window: see `generate_tokens`; 16 for one prompt, 1 for more.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, h, w = config.latent_shape
@@ -148,6 +155,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
     window = window or (16 if B == 1 else 1)
     cache = KVCache(model, B * (1 + (cfg_scale != 1)), compiled, window)
     context = None if start is None else np.stack([start] * B)
+    captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
     tokens, made, total = None, 0, round(FPS * seconds)
     while made < total:
         # what is known: nothing, or the last 5 frames as 2 latent frames
@@ -161,12 +169,9 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
         overlap = 0 if context is None else CONTEXT
         frames = min(video_frames(longest), overlap + total - made)
         n = (latent_frames(frames) - known.shape[1]) * h * w
-        texts = [text.encode(scene_at(p, made / FPS)) for p in prompts]
-        prefix = torch.cat([prefix_tokens(config, texts).to(device),
-                            known.flatten(1) + config.text_vocab], 1)
-        codes = generate_tokens(model, prefix, n, cfg_scale, top_k,
-                                temperature, generators, compiled, quiet,
-                                cache, window)
+        prefix = torch.cat([captions, known.flatten(1) + config.text_vocab], 1)
+        codes = generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
+                                generators, compiled, watch, cache, window)
         tokens = torch.cat([known, codes.view(B, -1, h, w)], 1)
         # one by one: in a batch, pixels may round differently
         clip = [to_uint8(tokenizer.decode(t)) for t in tokens.split(1)]
@@ -175,14 +180,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10,
         yield clip[:, overlap:frames]
         made += frames - overlap
 
-def scene_at(prompt, second):
-    """The prompt of a clip that starts at `second`. From [(start, string),
-    ...] the last with start <= second + HALF_CLIP."""
-    if isinstance(prompt, str):
-        return prompt
-    return [words for start, words in prompt if start <= second + HALF_CLIP][-1]
-
-# ---- plumbing: loading, speed, arguments ----
+# ---- plumbing: loading, writing, arguments ----
 
 def load(path=None, device="cpu"):
     """A trained model: (Llama, VideoTokenizer, TextTokenizer).
@@ -202,41 +200,18 @@ def load(path=None, device="cpu"):
     model = load_decoder(saved, device)
     return model, tokenizer, TextTokenizer(model.config.text_tokenizer)
 
-@functools.cache
-def fast_dtype(device_type):
-    """The faster of "bfloat16" and "float32". On a CPU a trial decides."""
-    if device_type != "cpu":
-        return "bfloat16"
-    x = torch.ones(512, 512)
-    half, full = (min(timeit.repeat(lambda: a @ a, number=1))
-                  for a in (x.bfloat16(), x))
-    return "bfloat16" if half < full else "float32"
-
-def autocast(device, dtype=None):
-    """Compute in `dtype`, by default in the faster one."""
-    dtype = dtype or fast_dtype(device.type)
-    return torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16")
-
-def set_threads(model):
-    """One thread for a small model, unless OMP_NUM_THREADS is set: on a CPU,
-    threads stall each other as soon as another process is busy."""
-    size = sum(p.numel() for p in model.parameters())
-    if size < 20e6 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-
 def write_video(path, clips, fps=FPS):
     """Write clips, each uint8 (T, H, W, 3), to an .mp4 of `fps` frames/s. It
     grows as NAME.part.mp4, which plays even after a crash, and gets its own
     name at the end or when interrupted."""
-    part, written = part_of(path), 0
+    part, written = Path(path).with_suffix(".part.mp4"), 0
     options = {"movflags": "hybrid_fragmented", "frag_duration": "1000000",
                "flush_packets": "1"}
     try:
         with av.open(part, "w", options=options) as file:
             # zerolatency, or x264 would keep the last seconds to itself
-            stream = file.add_stream(
-                "libx264", Fraction(fps), pix_fmt="yuv420p", thread_count=1,
-                options={"tune": "zerolatency"})
+            stream = file.add_stream("libx264", Fraction(fps), pix_fmt="yuv420p",
+                                     thread_count=1, options={"tune": "zerolatency"})
             for frame in itertools.chain.from_iterable(clips):
                 if not written:
                     stream.height, stream.width = frame.shape[:2]
@@ -251,15 +226,12 @@ def write_video(path, clips, fps=FPS):
         else:
             part.unlink(missing_ok=True)
 
-def part_of(path):
-    return Path(path).with_suffix(".part.mp4")
-
 def check_out(path, source=None):
     """Refuse an --out that would overwrite the video `source`."""
     if not path.endswith(".mp4"):
         raise ValueError("--out must end in .mp4")
-    written = Path(path).resolve(), part_of(path).resolve()
-    if source and Path(source).resolve() in written:
+    written = Path(path), Path(path).with_suffix(".part.mp4")
+    if source and Path(source).resolve() in [p.resolve() for p in written]:
         raise ValueError(f"--out would replace {source}")
 
 def parse():
@@ -267,7 +239,7 @@ def parse():
     add, cuda = p.add_argument, torch.cuda.is_available()
     add("--prompt", default="")
     add("--at", nargs=2, action="append", default=[],
-        metavar=("SECOND", "PROMPT"), help="from the nearest clip on")
+        metavar=("SECOND", "PROMPT"), help="cut to another scene")
     add("--continue-from", metavar="VIDEO", help="go on from its end")
     add("--ckpt", help="folder or stageN.pt")
     add("--seconds", type=float, default=10)
@@ -276,7 +248,7 @@ def parse():
     add("--top-k", type=int, default=50)
     add("--temperature", type=float)
     add("--seed", type=int, default=0)
-    add("--window", type=int, default=16, help="tokens guessed at once; 1: none")
+    add("--window", type=int, default=16, help="tokens per pass; 1: plain")
     add("--no-reencode", action="store_true", help="see Fig. 6")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     add("--device", default="cuda" if cuda else "cpu")
@@ -286,13 +258,10 @@ def parse():
         raise ValueError("--top-k, --seconds, --temperature and --window must be positive")
     if not math.isfinite(args.cfg_scale or 0) or args.seed < 0:
         raise ValueError("--cfg-scale must be finite, --seed at least 0")
-    later = sorted((float(second), prompt) for second, prompt in args.at)
-    first = 60 if args.continue_from else 65  # frames of the first clip
-    starts = [0, *np.arange(first, round(FPS * args.seconds), 60) / FPS]
-    last = starts[-1] + HALF_CLIP
-    if not all(0 < second <= last for second, _ in later):
-        raise ValueError(f"--at needs a second up to {last:.1f}")
-    args.scenes = [(0, args.prompt), *later]
+    cuts = [0, *(np.round(FPS * float(second)) / FPS for second, _ in args.at), args.seconds]
+    if cuts != sorted(set(cuts)):
+        raise ValueError("--at needs seconds that grow, between 0 and --seconds")
+    args.scenes = zip([args.prompt, *(prompt for _, prompt in args.at)], np.diff(cuts))
     check_out(args.out, args.continue_from)
     return args
 
@@ -300,14 +269,24 @@ def main():
     args = parse()
     model, tokenizer, text = load(args.ckpt, args.device)
     set_threads(model)
-    start = None
-    if args.continue_from:
-        start = read_clip(args.continue_from, CONTEXT, FPS,
-                          tokenizer.config.resolution, last=True)
-    write_video(args.out, generate(
-        model, tokenizer, text, args.scenes, args.seconds, args.cfg_scale,
-        args.top_k, args.temperature, args.seed, not args.no_reencode,
-        start=start, compiled=args.compile, quiet=False, window=args.window))
+    start = args.continue_from and read_clip(
+        args.continue_from, CONTEXT, FPS, tokenizer.config.resolution, last=True)
+    bar = tqdm(unit="token", leave=False)
+
+    def watch(codes, n):  # of a clip
+        bar.total = n
+        bar.update(codes.shape[1] - bar.n)
+
+    def clips():
+        for i, (prompt, seconds) in enumerate(args.scenes):
+            yield from generate(
+                model, tokenizer, text, prompt, seconds, args.seed, cfg_scale=args.cfg_scale,
+                top_k=args.top_k, temperature=args.temperature, reencode=not args.no_reencode,
+                start=None if i else start, compiled=args.compile, watch=watch,
+                window=args.window)
+
+    write_video(args.out, clips())
+    bar.close()
 
 if __name__ == "__main__":
     try:

@@ -13,7 +13,10 @@ first 5 latent frames of a clip are those of its first 17 frames.
 2. Norms see one position at a time; a GroupNorm would see the future.
 3. The first frame stays alone: stride 2 turns 1 + 2k frames into 1 + k.
 """
+import functools
 import hashlib
+import os
+import timeit
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -329,7 +332,7 @@ class TokenizerLoss(nn.Module):
             loss += self.perceptual_weight * perceptual
         return loss
 
-# ---- plumbing: checkpoints ----
+# ---- plumbing: checkpoints, speed ----
 
 SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 
@@ -361,3 +364,25 @@ def load_tokenizer(folder=None, device="cpu"):
     tokenizer.load_state_dict(weights)
     tokenizer.to(device).eval().requires_grad_(False)
     return tokenizer, digest.hexdigest()[:16]
+
+@functools.cache
+def fast_dtype(device_type):
+    """The faster of "bfloat16" and "float32". On a CPU a trial decides."""
+    if device_type != "cpu":
+        return "bfloat16"
+    x = torch.ones(512, 512)
+    half, full = (min(timeit.repeat(lambda: a @ a, number=1))
+                  for a in (x.bfloat16(), x))
+    return "bfloat16" if half < full else "float32"
+
+def autocast(device, dtype=None):
+    """Compute in `dtype`, by default in the faster one."""
+    dtype = dtype or fast_dtype(device.type)
+    return torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16")
+
+def set_threads(model):
+    """One thread for a small model, unless OMP_NUM_THREADS is set: on a CPU,
+    threads stall each other as soon as another process is busy."""
+    size = sum(p.numel() for p in model.parameters())
+    if size < 20e6 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)

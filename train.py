@@ -34,9 +34,9 @@ from tqdm import tqdm
 
 from data import Clips, TextTokenizer, latent_frames, read_meta, shares, to_float
 from model import PRESETS, Llama, ModelConfig, prefix_tokens
-from sample import autocast, fast_dtype, set_threads
 from tokenizer import (TOKENIZER_PRESETS, TokenizerConfig, TokenizerLoss,
-                       VideoTokenizer, load_tokenizer, read_checkpoint)
+                       VideoTokenizer, autocast, fast_dtype, load_tokenizer,
+                       read_checkpoint, set_threads)
 
 NAMES = ["tokenizer", "stage1", "stage2", "stage3"]
 FRAMES = [65, 1, 17, 65]  # of the longest clips of each stage

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 BELOW = {"data": set(), "tokenizer": set(), "model": set(),
          "sample": {"data", "tokenizer", "model"},
-         "train": {"data", "tokenizer", "model", "sample"}}
+         "train": {"data", "tokenizer", "model"}}
 FOLDERS = {name[:-3] for folder in ("tools", "experiments")
            for name in os.listdir(os.path.join(ROOT, folder))
            if name.endswith(".py")} | {"tools", "experiments"}

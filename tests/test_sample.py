@@ -68,8 +68,9 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "another tokenizer" in fails("sample.py", *ask, "--ckpt", tmp_path)
     (tmp_path / "stage3.pt").write_bytes(b"PK\3\4 rubbish")
     assert "no checkpoint" in fails("sample.py", *ask, "--ckpt", tmp_path)
-    for flags in ([5, "b"], [0, "b"]):
-        assert "up to 4.6" in fails("sample.py", *ask, "--at", *flags)
+    for second in (0, -1, 10, 11, "inf"):
+        assert "--at needs seconds" in fails("sample.py", *ask, "--at", second, "b")
+    assert "--at needs seconds" in fails("sample.py", *ask, "--at", 5, "b", "--at", 4, "c")
     assert "could not convert" in fails("sample.py", *ask, "--at", "soon", "b")
     assert out.read_text() == "precious"
 
@@ -111,20 +112,19 @@ def test_a_batch_gives_the_videos_that_one_call_each_gives(loaded):
     assert not (batch[0] == batch[2]).all()
 
 
-def test_scenes_change_the_prompt_between_clips(loaded, monkeypatch):
-    seen = []
-
-    def spy(model, prefix, n, *rest):
-        seen.append(prefix[0, :model.config.text_len + 3].tolist())
-        return generate_tokens(model, prefix, n, *rest)
-
-    monkeypatch.setattr(sample, "generate_tokens", spy)
-    model, tokenizer, text = loaded
-    scenes = [(0, "one"), (14.7, "two"), (24, "three")]
-    list(generate(model, tokenizer, text, scenes, seconds=29))
-    wanted = [prefix_tokens(model.config, [text.encode(p)])[0].tolist()
-              for p in ("one", "one", "two", "three")]
-    assert seen == wanted  # clips begin at 0, 10, 19.2 and 28.5 s
+def test_scenes_are_cut_together(tiny, loaded, tmp_path, monkeypatch):
+    """Each as if sampled by itself, from its second on."""
+    films = []
+    monkeypatch.setattr(sample, "write_video", lambda path, clips: films.append(list(clips)))
+    monkeypatch.setattr(sys, "argv", [
+        "sample.py", "--ckpt", str(tiny), "--prompt", PROMPT, "--seconds", "13", "--no-compile",
+        "--at", "1.5", "a blue car", "--at", "12", PROMPT])
+    sample.main()
+    assert [len(clip) for clip in films[0]] == [10, 65, 3, 6]
+    scenes = [generate(*loaded, prompt, n / 6.5) for prompt, n in
+              ((PROMPT, 10), ("a blue car", 68), (PROMPT, 6))]
+    film = np.concatenate([clip for scene in scenes for clip in scene])
+    assert (np.concatenate(films[0]) == film).all()
 
 
 def test_going_on_from_a_video(tiny, loaded, tmp_path):

@@ -41,7 +41,8 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from sample import autocast, check_out, write_video  # noqa: E402
+from sample import check_out, write_video  # noqa: E402
+from tokenizer import autocast  # noqa: E402
 
 
 def windows(frames, enhance, size=16, overlap=4):
