@@ -2,7 +2,8 @@
 
     python experiments/bench.py lm         # a training step of the decoder, beside
                                            # transformers' LlamaForCausalLM
-    python experiments/bench.py decode     # sampling token by token, beside transformers' generate
+    python experiments/bench.py decode     # sampling, plain and by guessing (sample.jacobi),
+                                           # beside transformers' generate
     python experiments/bench.py reading    # data.read_clip, beside workers that only decode
     python experiments/bench.py tokenizer  # encode, decode and training step, beside
                                            # diffusers' AutoencoderKLHunyuanVideo
@@ -171,7 +172,9 @@ def step_bytes(model, rows, positions):
 def decode(config, steps, rounds):
     """Steps/s of a guided pair in bfloat16 after a prompt of 64 tokens, top-k
     50: ours plain and compiled, beside transformers' generate (two rows, no
-    guidance) and beside a compiled step of its model over a static cache."""
+    guidance) and beside a compiled step of its model over a static cache.
+    Then what a pass over several guesses costs. Of untrained weights hardly
+    any is right, so there are about as many passes as tokens."""
     from transformers import StaticCache
     prompt = 64
     # no more memory than the peers take
@@ -182,10 +185,10 @@ def decode(config, steps, rounds):
     prefix = prefix_tokens(config, [list(range(config.text_len))]).to(DEVICE)
     pair = prefix.repeat(2, 1)
 
-    def write(compiled):
-        cache = KVCache(ours, 2, compiled)
+    def write(compiled, window=1, watch=None):
+        cache = KVCache(ours, 2, compiled, window)
         return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0,
-                                       [torch.Generator(DEVICE)], compiled, cache=cache)
+                                       [torch.Generator(DEVICE)], compiled, watch, cache, window)
 
     static = StaticCache(config=peer.config, max_cache_len=prompt + steps)
     forward = torch.compile(peer.forward, fullgraph=True, dynamic=False, mode="reduce-overhead")
@@ -218,6 +221,15 @@ def decode(config, steps, rounds):
         if "ours" in name:
             line += f", {steps / taken / limit:.0%} of the limit of reading memory"
         print(line, flush=True)
+    for compiled in (False, True):
+        passes = {window: [] for window in (1, 4, 8, 16, 32)}
+        for window, done in passes.items():
+            write(compiled, window, lambda codes, n: done.append(n))()
+        times = race({window: write(compiled, window) for window in passes}, rounds)
+        cost = {window: times[window] / len(done) for window, done in passes.items()}
+        line = ", ".join(f"{window}: {x / cost[1]:.2f}" for window, x in cost.items())
+        print(f"a pass over so many guesses, {'compiled' if compiled else 'eager'}, as a "
+              f"multiple of one token's ({1e3 * cost[1]:.1f} ms): {line}", flush=True)
 
 
 # ---------------------------------------------------------------------------
@@ -457,25 +469,30 @@ def training(config, frames):
 
 @torch.inference_mode()
 def decoding(config, steps):
-    """Guided steps/s of one video after its first half, compiled."""
+    """Guided passes/s of one video after its first half, compiled: token by
+    token and over guesses, of which untrained weights find none right."""
     with torch.device(DEVICE):
         model = Llama(config).to(torch.bfloat16).eval().requires_grad_(False)
     half = config.max_len // 2
     prefix = torch.randint(config.pad, (1, half), device=DEVICE)
-    cache = KVCache(model, 2, compiled=True)
+    cache = KVCache(model, 2, True, 32)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()  # the weights were float32 at first
-
-    def write(n):
-        generate_tokens(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
-                        True, cache=cache)
-
-    compiling = seconds(lambda: write(steps))
-    taken = race({n: functools.partial(write, n) for n in (1, steps)}, 2)
-    rate = (steps - 1) / (taken[steps] - taken[1])  # without reading the prefix
     limit = read_rate() / step_bytes(model, 2, half + steps / 2)
-    return {"steps/s": rate, "share of the limit of reading memory": rate / limit,
-            "first call, s": compiling}
+    found = {}
+    for window in (1, 4, 8, 16, 32):
+
+        def write(n):
+            generate_tokens(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)], True,
+                            cache=cache, window=window)
+
+        compiling = seconds(lambda: write(steps))
+        taken = race({n: functools.partial(write, n) for n in (1, steps)}, 2)
+        rate = (steps - 1) / (taken[steps] - taken[1])  # without reading the prefix
+        found[f"window {window}: passes/s"] = rate
+        found[f"window {window}: share of the limit of reading memory"] = rate / limit
+        found[f"window {window}: first call, s"] = compiling
+    return found
 
 
 def main():

@@ -1,5 +1,6 @@
 """The GIF on top of the README: three minutes of the storybook world, at 256 pixels and four times
-their speed, with a clock: one re-encoded, the same prompt from old tokens, another one.
+their speed, with a clock: one re-encoded; the same prompt from old tokens; three scenes (--at),
+from day through sunset to night.
 
     python experiments/gallery.py assets/minute.gif
 """
@@ -14,8 +15,8 @@ from metrics import DEVICE
 from data import FPS
 from sample import generate, load, set_threads
 
-ONE = "a red balloon drifts right slowly past green hills by day"
-OTHER = "a yellow bird flies left quickly past a city at night"
+DAY, SUNSET, NIGHT = (f"a red balloon drifts right slowly past green hills {sky}"
+                      for sky in ("by day", "at sunset", "at night"))
 
 
 def main():
@@ -26,9 +27,12 @@ def main():
     args = p.parse_args()
     world = load(None, DEVICE)
     set_threads(world[0])
-    columns = [np.concatenate(list(generate(*world, prompt, args.seconds, seed=args.seed,
-                                            reencode=reencode)))
-               for prompt, reencode in ((ONE, True), (ONE, False), (OTHER, True))]
+
+    def film(prompts, reencode=True):
+        return np.concatenate([clip for prompt in prompts for clip in generate(
+            *world, prompt, args.seconds / len(prompts), args.seed, reencode=reencode)])
+
+    columns = film([DAY]), film([DAY], False), film([DAY, SUNSET, NIGHT])
     pictures = []
     for i, frames in enumerate(zip(*(video[::2] for video in columns))):
         row = [np.pad(frame.repeat(4, 0).repeat(4, 1), ((0, 0), (0, 4), (0, 0)),

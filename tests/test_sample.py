@@ -222,13 +222,13 @@ def test_guessed_tokens_are_those_drawn_one_by_one(cfg_scale, monkeypatch):
 
 
 def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeypatch):
-    """For real, over two lengths of the cache; and --compile takes it."""
+    """For real, over two lengths of the cache, by guessing; and --compile takes it."""
     model, _, text = loaded
     prefix = prefix_tokens(model.config, [text.encode(PROMPT)])
     plain, compiled = (
         generate_tokens(model, prefix, 210, 3.0, 10, 1.0,
-                        [torch.Generator().manual_seed(0)], compiled=c)
-        for c in (False, True))
+                        [torch.Generator().manual_seed(0)], compiled=c, window=w)
+        for c, w in ((False, 1), (True, 8)))
     assert (plain == compiled).all()
     calls = []
     monkeypatch.setattr(sample, "compiled_next_codes",
