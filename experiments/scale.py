@@ -1,5 +1,5 @@
 """What the paper's schedule costs: tokens, FLOPs, memory and GPU-days for every preset (Sec. 4.1
-"Training").
+"Training"). And what sampling needs to keep up with the video.
 
     python experiments/scale.py    # H100/H200 class GPUs at 40 % of 989 TFLOP/s
                                    # (--mfu, --tflops for others)
@@ -19,8 +19,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from bench import counted  # noqa: E402
-from data import latent_frames  # noqa: E402
+from bench import counted, step_bytes  # noqa: E402
+from data import FPS, latent_frames  # noqa: E402
 from model import PRESETS, Block, Llama, rotary  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer  # noqa: E402
 from train import FRAMES, PAPER  # noqa: E402
@@ -28,6 +28,7 @@ from train import FRAMES, PAPER  # noqa: E402
 DECODERS = ("700m", "3b", "7b")
 IMAGE_EVERY = 5  # train.py's default
 GPUS = (8, 64, 256)
+MEMORY = {"H100": 3.35e12, "H200": 4.8e12}  # bytes/s of a GPU
 
 
 def kept(call):
@@ -167,6 +168,20 @@ def tokenizer_memory():
 
 
 # ---------------------------------------------------------------------------
+# sampling
+
+def tokens_per_pass(c, gpu, share):
+    """-> passes/s of one guided video in bfloat16 at this share of the GPU's
+    memory rate, and how many tokens each must give to keep up with the video."""
+    with torch.device("meta"):
+        model = Llama(c).bfloat16()
+    passes = share * MEMORY[gpu] / step_bytes(model, 2, c.max_len / 2)
+    seconds = 60 / FPS  # of a clip that goes on
+    tokens = (latent_frames(65) - latent_frames(5)) * c.latent_shape[1] * c.latent_shape[2]
+    return passes, tokens / seconds / passes
+
+
+# ---------------------------------------------------------------------------
 # the tables
 
 def row(*cells):
@@ -205,7 +220,14 @@ def main():
         row(f"{name}, 17 images", "",
             *(f"{memory(c, n, checkpointed, 1) / 2**30:.0f} GiB" for n, checkpointed in cases))
     total, activations = (f"{x / 2**30:.0f} GiB" for x in tokenizer_memory())
-    print(f"\nThe tokenizer: {total}, of which {activations} are activations.")
+    print(f"\nThe tokenizer: {total}, of which {activations} are activations.\n")
+
+    cases = [(gpu, share) for gpu in MEMORY for share in (1, 0.5)]
+    head("tokens per pass for real time", *(f"{gpu} at {share:.0%} of its memory rate"
+                                            for gpu, share in cases))
+    for name in DECODERS:
+        found = [tokens_per_pass(PRESETS[name], *case) for case in cases]
+        row(name, *(f"{tokens:.1f} ({passes:.0f} passes/s)" for passes, tokens in found))
 
 
 if __name__ == "__main__":
