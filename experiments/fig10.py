@@ -27,9 +27,9 @@ def train_plain(flags):
     import train
     move = ClusteringVQ.reinitialize
 
-    def first_time(self, seed, step):
+    def first_time(self, seed, step, finite):
         if step == 0:
-            move(self, seed, step)
+            move(self, seed, step, finite)
         self.seen = []
 
     ClusteringVQ.reinitialize = first_time
