@@ -144,7 +144,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
     cfg_scale, temperature: by default the preset's. start: 5 frames to go on
     from, uint8 (5, H, W, 3). reencode=False goes on from the old tokens of the
     last 2 latent frames (Fig. 6), which had all earlier frames as context.
-    watch, window: see `generate_tokens`; 16 for one prompt, 1 for more.
+    watch, window: see `generate_tokens`; the default is 16 guesses in all rows.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, h, w = config.latent_shape
@@ -152,7 +152,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
         cfg_scale = config.cfg_scale
     B, temperature = len(prompts), temperature or config.temperature
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds or range(B)]
-    window = window or (16 if B == 1 else 1)
+    window = window or max(1, 16 // B)
     cache = KVCache(model, B * (1 + (cfg_scale != 1)), compiled, window)
     context = None if start is None else np.stack([start] * B)
     captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
@@ -248,7 +248,7 @@ def parse():
     add("--top-k", type=int, default=50)
     add("--temperature", type=float)
     add("--seed", type=int, default=0)
-    add("--window", type=int, default=16, help="tokens per pass; 1: plain")
+    add("--window", type=int, help="guesses per pass (16); 1: plain")
     add("--no-reencode", action="store_true", help="see Fig. 6")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     add("--device", default="cuda" if cuda else "cpu")
