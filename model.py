@@ -56,7 +56,7 @@ PRESETS = {
                        text_vocab=256, video_vocab=1024, text_len=96,
                        text_tokenizer="bytes", tokenizer="toy",
                        latent_shape=(17, 8, 8), rope_theta=100.0,
-                       cfg_scale=1.5, temperature=0.7),
+                       cfg_scale=1.5, temperature=0.6),
     "700m": ModelConfig(),
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),
