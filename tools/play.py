@@ -42,7 +42,8 @@ PROMPTS = ["a red balloon drifts right slowly past green hills by day",
            "a white car drives right past snowy mountains at sunset"]
 EMPTY = np.array([[[128, 128, 128, 60]]], np.uint8)  # a pixel, red, green, blue, alpha
 NOTE = """The tokens of the clip being written: a tile per latent frame, each token in the color
-that it decodes to, those that the last pass guessed right in white."""
+that it decodes to, those that the last pass guessed right in white frames. From the second clip
+on, the first two tiles are known."""
 
 
 class GivenUp(Exception):
@@ -157,31 +158,29 @@ def page(world):
     with gr.Blocks(title="Loong", analytics_enabled=False) as demo:
         visitor = gr.State({"speed": 1})  # each visitor has a copy
         with gr.Row():
-            prompt = gr.Textbox(PROMPTS[0], label="prompt", scale=4)
+            controls = {"prompt": gr.Textbox(PROMPTS[0], label="prompt", scale=4)}
             with gr.Column(min_width=100):
                 start = gr.Button("Play", variant="primary")
                 stop = gr.Button("Stop")
-        gr.Examples(PROMPTS, prompt)
+        gr.Examples(PROMPTS, controls["prompt"])
         with gr.Row():
             video = gr.HTML(picture(EMPTY), scale=1)
             with gr.Column(scale=1):
                 tokens = gr.HTML(tiles([], 0, colors, config.latent_shape))
                 gr.Markdown(NOTE)
         with gr.Row():
-            cfg_scale = gr.Slider(1, 10, config.cfg_scale, step=0.1, label="guidance")
-            temperature = gr.Slider(0.1, 2, config.temperature, step=0.1, label="temperature")
-            top_k = gr.Slider(1, 200, 50, step=1, label="top-k")
+            controls["cfg_scale"] = gr.Slider(1, 10, config.cfg_scale, label="guidance")
+            controls["temperature"] = gr.Slider(0.1, 2, config.temperature, label="temperature")
+            controls["top_k"] = gr.Slider(1, 200, 50, step=1, label="top-k")
         with gr.Row():
             speed = gr.Slider(1, 4, 1, step=0.5, label="speed")
-            seed = gr.Number(0, precision=0, minimum=0, label="seed")
-            reencode = gr.Checkbox(True, label="re-encoding")
-        scene = {"prompt": prompt, "cfg_scale": cfg_scale, "temperature": temperature,
-                 "top_k": top_k, "seed": seed, "reencode": reencode}
+            controls["seed"] = gr.Number(0, precision=0, minimum=0, label="seed")
+            controls["reencode"] = gr.Checkbox(True, label="re-encoding")
         speed.change(lambda visitor, x: visitor.update(speed=x), [visitor, speed])
         playing = gr.on(
-            [start.click, prompt.submit],
-            lambda visitor, *values: visitor.update(scene=dict(zip(scene, values))),
-            [visitor, *scene.values()],
+            [start.click, controls["prompt"].submit],
+            lambda visitor, *values: visitor.update(scene=dict(zip(controls, values))),
+            [visitor, *controls.values()],
         ).then(
             functools.partial(play, world, colors), visitor, [video, tokens],
             trigger_mode="once", concurrency_limit=8, show_progress="hidden")
