@@ -81,7 +81,7 @@ class KVCache:
         size = config.max_len + window  # guesses may reach beyond the end
         shape = (batch, config.n_heads, size, config.dim // config.n_heads)
         memory = [like.new_zeros(shape) for _ in range(2 * config.n_layers)]
-        for x in memory:  # CUDA graphs write to it in place
+        for x in memory if compiled else ():  # CUDA graphs write to it in place
             torch._dynamo.mark_static_address(x)
         self.k, self.v = memory[::2], memory[1::2]
         self.block = math.ceil(size / 4) if compiled else 1
@@ -97,7 +97,8 @@ class KVCache:
         self.positions = self.all_positions[new]
         self.cos, self.sin = (table[new] for table in self.rotary)
         filled = self.all_positions[:self.span]
-        self.future = filled > self.positions[:, None]  # (n, span)
+        past = filled <= self.positions[:, None]
+        self.mask = torch.where(past, 0, -math.inf)  # (n, span) float32
 
     def update(self, layer, k, v):
         """Add k, v (B, heads, n, head_dim) -> what attention reads,
@@ -138,10 +139,9 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is None:
             x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # attention written out: faster for few queries
+        else:  # attention written out, in float32: faster for few queries
             k, v = cache.update(layer, k, v)
-            scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
-            scores = scores.masked_fill(cache.future, -math.inf)
+            scores = torch.add(cache.mask, q @ k.mT, alpha=q.shape[-1] ** -0.5)
             x = scores.softmax(-1).to(v.dtype) @ v
         return self.o_proj(x.transpose(1, 2).flatten(2))
 
@@ -172,7 +172,9 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        # not drawn here: on "meta", as in load_decoder, that takes a second
+        table = torch.empty(config.vocab_size, config.dim)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.checkpoint_activations = False  # see train.py
@@ -201,7 +203,7 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.loss = weighted_loss  # train.py may compile it
         for name, p in self.named_parameters():
-            if p.ndim == 2:  # our choice; outputs are smaller, as in GPT-2
+            if p.ndim == 2 and not p.is_meta:  # our choice; smaller at outputs, as in GPT-2
                 std = config.dim ** -0.5
                 if "o_proj" in name or "down_proj" in name:
                     std /= math.sqrt(2 * config.n_layers)
