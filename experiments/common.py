@@ -1,10 +1,13 @@
-"""What the scripts of Section 4 share: prompts and their videos, the share of videos that is as
-prompted, intervals, pictures.
+"""What the scripts of Section 4 share: trainings and their losses, prompts and their videos,
+intervals and answers, pictures.
 
-A script measures with several seeds and writes experiments/results/NAME.json and assets/NAME.png;
-reproduce.py runs the scripts and writes what they found into README.md and docs/results.md.
+A script says in its docstring which difference decides. Each measurement becomes a line of
+experiments/results/NAME.jsonl, so a killed script goes on where it was, and a second call takes
+seconds; delete lines to measure them anew. What follows is in results/NAME.json and
+assets/NAME.png; reproduce.py writes it into README.md and docs/results.md.
 """
 import argparse
+import functools
 import json
 import os
 import platform
@@ -18,31 +21,55 @@ import torch
 try:
     import matplotlib
     from matplotlib import pyplot
+    from scipy import stats
 except ModuleNotFoundError as e:
     sys.exit(f"pip install {e.name}")
 
 # metrics first: it puts the five files on the path
 from metrics import DEVICE
-from data import TOY, caption_of, toy_attributes, toy_clip
-from prompts import LOOKS, WINDOW, analyse, invention, is_one_piece, new_land
-from sample import generate_batch, load, set_threads
+from data import TOY, caption_of, latent_frames, to_float, toy_attributes, toy_clip
+from model import prefix_tokens, token_losses
+from prompts import WINDOW, analyse, is_one_piece
+from sample import generate, load, set_threads
+from train import EARLY, FRAME_RANGES
 
 matplotlib.use("Agg")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BEGAN = time.time()
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447,
-       8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 95 %
+RUNS = os.path.join(ROOT, "experiments", "runs")
+RESULTS = os.path.join(ROOT, "experiments", "results")
+FRESH = 512  # clips that no training saw
 
 
-def arguments(doc, seeds=3, **numbers):
-    """The flags of every script: --seeds, and its own numbers with their
-    defaults."""
+def arguments(doc, **numbers):
+    """The flags of every script: its numbers with their defaults."""
     p = argparse.ArgumentParser(description=doc.split("\n\n")[0])
-    p.add_argument("--seeds", type=int, default=seeds, choices=T95,
-                   help="repetitions, each with other prompts, draws and initial weights")
     for name, value in numbers.items():
         p.add_argument("--" + name, type=type(value), default=value)
     return p.parse_args()
+
+
+@functools.cache
+def lines_of(name):
+    """results/NAME.jsonl -> {key: line}"""
+    path = os.path.join(RESULTS, name + ".jsonl")
+    if not os.path.exists(path):
+        return {}
+    with open(path) as f:
+        return {json.dumps(line["key"]): line for line in map(json.loads, f)}
+
+
+def kept(name, key, measure):
+    """measure() -> a dict, once: from then on what results/NAME.jsonl has
+    under this key, a list."""
+    lines, began = lines_of(name), time.time()
+    if json.dumps(key) not in lines:
+        found = {k: np.round(np.asarray(x, np.float64), 4).tolist() for k, x in measure().items()}
+        line = {"key": key, **found, "minutes": round((time.time() - began) / 60, 2)}
+        lines[json.dumps(key)] = line
+        os.makedirs(RESULTS, exist_ok=True)
+        with open(os.path.join(RESULTS, name + ".jsonl"), "a") as f:
+            f.write(json.dumps(line) + "\n")
+    return lines[json.dumps(key)]
 
 
 # ---------------------------------------------------------------------------
@@ -67,66 +94,54 @@ def drawn_videos(wanted, frames, seed):
 
 
 def ready(folder=None):
-    """The model of a folder, None for the shipped one, ready to sample:
-    (Llama, VideoTokenizer, TextTokenizer)."""
+    """The model of a folder or checkpoint, None for the shipped one, ready to
+    sample: (Llama, VideoTokenizer, TextTokenizer)."""
     model, tokenizer, text = load(folder, DEVICE)
     set_threads(model)
     return model, tokenizer, text
 
 
-def sampled(world, captions, seconds, seed, cfg_scale=None, top_k=50, temperature=None,
-            reencode=True):
-    """A video of each caption: uint8 (B, T, 64, 64, 3). world: of `ready`."""
-    seeds = range(1000 * seed, 1000 * seed + len(captions))
-    clips = generate_batch(*world, captions, seconds, cfg_scale, top_k, temperature, seeds,
-                           reencode)
-    return np.concatenate(list(clips), axis=1)
+def sampled(world, prompt, seconds, seed, **options):
+    """A video, uint8 (T, 64, 64, 3). world: of `ready`."""
+    return np.concatenate(list(generate(*world, prompt, seconds, seed, **options)))
 
 
-def in_one_piece(videos, wanted):
-    """Share of videos whose land moves as asked and as one piece in 95 % of
-    their frames."""
-    return float(np.mean([is_one_piece(v, a["speed"], a["way"])
-                          for v, a in zip(videos, wanted)]))
+def as_prompted(video, attributes, said=tuple(TOY)):
+    """Does it show all of this, in its first ten seconds?"""
+    found = analyse(video[:WINDOW])
+    return all(found[name] == attributes[name] for name in said)
 
 
-def invented(videos, wanted):
-    """How far the heights of new land are from the world's own, in pixels:
-    `invention`, the mean over the lands asked for."""
-    new = {}
-    for v, a in zip(videos, wanted):
-        new.setdefault(a["land"], []).append(new_land(v, a["speed"], a["way"]))
-    return float(np.mean([invention(parts, land) for land, parts in new.items()]))
-
-
-def right(videos, wanted, what=tuple(TOY)):
-    """Share of videos that show all of this as asked, in their first ten
-    seconds."""
-    found = [analyse(v[:WINDOW]) for v in videos]
-    return float(np.mean([all(f[name] == a[name] for name in what)
-                          for f, a in zip(found, wanted)]))
+def over_time(video, attributes):
+    """For each 10 s of a video: is all as prompted, and is the land in one
+    piece? -> {what: bools}"""
+    parts = [video[i:i + WINDOW] for i in range(0, len(video) - WINDOW + 1, WINDOW)]
+    return {"as prompted": [as_prompted(part, attributes) for part in parts],
+            "one piece": [is_one_piece(part, attributes["speed"], attributes["way"])
+                          for part in parts]}
 
 
 # ---------------------------------------------------------------------------
 # trainings and their losses
 
+@functools.cache
+def drawn_clips(n=8192):
+    """A folder of token shards of n drawn clips, for all trainings."""
+    folder = os.path.join(RUNS, f"clips{n}")
+    command = [sys.executable, os.path.join(ROOT, "tools", "prepare.py"), "--source", "toy",
+               "--clips", str(n), "--out", folder]
+    subprocess.run(command, check=True)
+    return folder
+
+
 def trained(run, stage, seed, steps, *flags, script="train.py"):
     """The folder experiments/runs/RUN after train.py (or a script that wraps
     it) has finished a stage there. A finished stage is not repeated, an
-    interrupted one continues. The time that earlier calls took counts as
-    this script's."""
-    global BEGAN
-    out = os.path.join(ROOT, "experiments", "runs", run)
-    record, spent = os.path.join(out, f"stage{stage}.seconds"), 0.0
-    if os.path.exists(record):
-        with open(record) as f:
-            spent = float(f.read())
-    began, BEGAN = time.time() - spent, BEGAN - spent
+    interrupted one continues."""
+    out = os.path.join(RUNS, run)
     command = [sys.executable, os.path.join(ROOT, script), "--stage", stage, "--out", out,
                "--resume", "--seed", seed, "--steps", steps, *flags]
     subprocess.run([str(x) for x in command], check=True)
-    with open(record, "w") as f:
-        f.write(str(time.time() - began))
     return out
 
 
@@ -136,28 +151,87 @@ def logged(folder, stage):
         return [m for m in map(json.loads, f) if m["stage"] == stage]
 
 
+@functools.cache
+def fresh_clips(frames=65):
+    """Tokens (FRESH, t, h, w) of clips that no training saw, and their
+    captions, which state everything."""
+    path = os.path.join(RUNS, f"fresh{frames}.npy")
+    wanted = drawn(2024, FRESH)
+    if not os.path.exists(path):
+        _, tokenizer, _ = ready()
+        with torch.inference_mode():
+            parts = [tokenizer.encode(to_float(drawn_videos([a], frames, i)).to(DEVICE)).cpu()
+                     for i, a in enumerate(wanted)]
+        os.makedirs(RUNS, exist_ok=True)
+        np.save(path, torch.cat(parts).numpy())
+    return torch.as_tensor(np.load(path)), [caption(a) for a in wanted]
+
+
+def frame_losses(model, text, tokens, captions):
+    """-log p of tokens (B, t, h, w), the mean over each latent frame: (B, t)."""
+    c, device = model.config, model.lm_head.weight.device
+    targets = tokens.flatten(1).to(device) + c.text_vocab
+    prefix = prefix_tokens(c, [text.encode(x) for x in captions]).to(device)
+    states = model.model(torch.cat([prefix, targets[:, :-1]], 1))[:, -targets.shape[1]:]
+    losses = token_losses(states, model.lm_head.weight, targets)
+    return losses.view(*tokens.shape[:2], -1).mean(-1)
+
+
+@torch.inference_mode()
+def fresh_losses(folder, frames=65):
+    """The loss of the model of a folder on the fresh clips: float64 (FRESH, t)."""
+    model, _, text = ready(folder)
+    tokens, captions = fresh_clips(frames)
+    parts = [frame_losses(model, text, tokens[i:i + 8], captions[i:i + 8])
+             for i in range(0, FRESH, 8)]
+    return torch.cat(parts).double().cpu().numpy()
+
+
 def early_and_late(losses):
-    """Losses of train.py's FRAME_RANGES (..., 5) -> those of frames 1-17 and
-    of frames 18-65, each (...). Frame 1 is one latent frame, every other
-    range is four."""
-    return losses[..., :2] @ [0.2, 0.8], losses[..., 2:].mean(-1)
+    """Losses by latent frame (..., 17) -> of frames 1-17, of frames 18-65."""
+    early = latent_frames(EARLY)
+    return losses[..., :early].mean(-1), losses[..., early:].mean(-1)
+
+
+def by_range(losses):
+    """Losses by latent frame (..., 17) -> {"1": (...), "2-17": ...}"""
+    return {name: losses[..., a:b].mean(-1) for name, (a, b) in FRAME_RANGES.items()}
 
 
 # ---------------------------------------------------------------------------
 # results
 
-def note(values, name, measured):
-    """Append each number of {what: number} to values["WHAT, NAME"]."""
-    for what, number in measured.items():
-        values.setdefault(f"{what}, {name}", []).append(number)
-
-
 def interval(values):
-    """Mean over seeds and half the width of its 95 % interval (Student's t),
-    along the first axis."""
-    values = np.asarray(values, np.float64)
-    half = T95[len(values)] * values.std(0, ddof=1) / len(values) ** 0.5
-    return values.mean(0), half
+    """Mean and 95 % interval -> mean, low, high. Of bools: exact (Clopper and Pearson); of fewer
+    than 30 numbers, i.e. of trainings: Student's t; of more, i.e. of prompts: by the bootstrap."""
+    values = np.asarray(values)
+    if len(values) < 2:
+        bounds = [values[0]] * 2
+    elif values.dtype == bool:
+        bounds = stats.binomtest(int(values.sum()), len(values)).proportion_ci()
+    elif len(values) < 30:
+        bounds = stats.t(len(values) - 1, values.mean(), stats.sem(values)).interval(0.95)
+    elif values.std() == 0:
+        bounds = values[:2]
+    else:
+        bounds = stats.bootstrap((values,), np.mean, method="percentile",
+                                 random_state=np.random.default_rng(0)).confidence_interval
+    return values.mean(), *bounds
+
+
+def detectable(values):
+    """The least true mean that so many numbers, spread as these are, find in
+    80 of 100 cases (two-sided, 5 %)."""
+    t = stats.t(len(values) - 1)
+    return (t.ppf(0.975) + t.ppf(0.8)) * stats.sem(values)
+
+
+def answer(low, high, floor, margin):
+    if low > floor:
+        return "yes"
+    if high < floor:
+        return "no"
+    return "no difference" if -margin < low and high < margin else "cannot tell"
 
 
 def machine():
@@ -166,63 +240,64 @@ def machine():
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
 
 
-def result(name, claim, paper, values, decisive):
+def result(name, sample, decides, also, measured, floor=0.0, margin=0.0):
     """Print and write what was found.
 
-    values: {what: one number per seed}. decisive: the same for differences
-    that are above 0 if the claim holds. It holds if all are above 0 by more
-    than their 95 % interval, and fails if one is below 0 by more than that;
-    otherwise the verdict is None.
+    decides, also: {what: differences, one for each of the `sample`, e.g. "5 trainings"}. The
+    claim holds if the mean of the one that decides is above `floor` by more than its 95 %
+    interval, and fails if it is as far below; an interval inside +-margin shows that there is no
+    difference to speak of. measured: {what: {arm: numbers}}.
     """
-    found, differences = ({what: interval(v) for what, v in rows.items()}
-                          for rows in (values, decisive))
-    verdict = None
-    if any(mean < -half for mean, half in differences.values()):
-        verdict = False
-    elif all(mean > half for mean, half in differences.values()):
-        verdict = True
+    def rounded(numbers):
+        return [round(float(x), 4) for x in numbers]
+
+    differences = {what: {"interval": rounded(interval(x)),
+                          "detectable": round(float(detectable(x)), 4)}
+                   for what, x in (decides | also).items()}
+    _, low, high = differences[next(iter(decides))]["interval"]
     content = {
-        "claim": claim, "paper": paper,
-        "measured": {k: round(float(m), 4) for k, (m, _) in found.items()},
-        "interval": {k: round(float(h), 4) for k, (_, h) in found.items()},
-        "values": {k: np.round(np.float64(v), 4).tolist() for k, v in values.items()},
-        "decisive": {k: [round(float(m), 4), round(float(h), 4)]
-                     for k, (m, h) in differences.items()},
-        "seeds": len(next(iter(values.values()))), "same_direction": verdict,
+        "answer": answer(low, high, floor, margin), "sample": sample, "floor": floor,
+        "margin": margin, "differences": differences,
+        "measured": {what: {arm: rounded(interval(x)) for arm, x in arms.items()}
+                     for what, arms in measured.items()},
         "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
-        "minutes": round((time.time() - BEGAN) / 60, 1), "machine": machine()}
-    path = os.path.join(ROOT, "experiments", "results", name + ".json")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w") as f:
-        json.dump(content, f, indent=1)
+        "minutes": round(sum(line["minutes"] for line in lines_of(name).values())),
+        "machine": machine()}
+    with open(os.path.join(RESULTS, name + ".json"), "w") as f:
+        json.dump(content, f, indent=1, ensure_ascii=False)
         f.write("\n")
-    print(json.dumps(content, indent=1))
+    print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def picture(name, rows):
-    """rows: {label: frames, uint8 (n, H, W, 3)} -> assets/NAME.png, a strip
-    of frames under each label."""
-    figure, axes = pyplot.subplots(len(rows), figsize=(6, 0.95 * len(rows)), dpi=100)
+def save_picture(figure, name):
+    figure.savefig(os.path.join(ROOT, "assets", name + ".png"), dpi=110)
+
+
+def direct_labels(axes, curves):
+    """Plot curves {label: (x, y)}, each with its label at its end."""
+    for label, (x, y) in curves.items():
+        line, = axes.plot(x, y)
+        axes.annotate(" " + label, (x[-1], y[-1]), color=line.get_color(), va="center",
+                      fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def exact_bars(axes, shares):
+    """shares: {label: 0s and 1s}: a dot with its exact interval for each."""
+    for i, (label, x) in enumerate(shares.items()):
+        mean, low, high = interval(np.array(x, bool))
+        axes.plot([low, high], [-i, -i], color="gray")
+        axes.plot(mean, -i, "o")
+    axes.set_yticks(range(0, -len(shares), -1), shares)
+    axes.set(xlim=(0, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def strips(axes, rows):
+    """rows: {label: frames, uint8 (n, H, W, 3)}: a strip of frames under each label."""
     for axis, (label, frames) in zip(axes, rows.items()):
         # a white line after each frame
         lined = np.pad(frames, ((0, 0), (0, 0), (0, 3), (0, 0)), constant_values=255)
         axis.imshow(np.concatenate(lined, axis=1))
         axis.set_title(label, fontsize=8, loc="left", pad=2)
         axis.axis("off")
-    figure.tight_layout(pad=0.3)
-    figure.savefig(os.path.join(ROOT, "assets", name + ".png"))
-
-
-def plot(name, xlabel, ylabel, curves, **axis):
-    """curves: {label: (x, one row of y per seed)} -> assets/NAME.png, means
-    with their intervals as bands. axis: what matplotlib's Axes.set takes."""
-    figure, axes = pyplot.subplots(figsize=(6, 3.2), dpi=100)
-    for label, (x, y) in curves.items():
-        mean, half = interval(y)
-        axes.plot(x, mean, marker="o", label=label)
-        axes.fill_between(x, mean - half, mean + half, alpha=0.2)
-    axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(os.path.join(ROOT, "assets", name + ".png"))

@@ -1,35 +1,54 @@
 """The guidance scale (Sec. 4.1: 7.5): do videos follow their prompts better?
 
-The prompts are triples of traveller, color and land that training never showed.
+No claim of the paper, which shows no comparison: a curve, with its best point. The prompts are of
+two kinds: full ones state everything, sparse ones only traveller, color and land.
+
+Decides: the share of videos of ten seconds that are as prompted, on full prompts: the best scale,
+chosen on 100 other prompts, minus scale 1; paired, over --n prompts. Inside +-0.05 there is no
+difference to speak of.
+Also: the same on sparse prompts, and scale 7.5 minus scale 1.
 
     python experiments/guidance.py
 """
 import numpy as np
+from matplotlib import pyplot
+from tqdm import tqdm
 
-from common import arguments, caption, drawn, drawn_videos, plot, ready, result, right, sampled
-from metrics import critic, critic_features, frechet_distance, text_match
+from common import (arguments, as_prompted, direct_labels, drawn, kept, ready, result, sampled,
+                    save_picture)
+from data import CANONICAL, caption_of
 
-SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
+SCALES = 1.0, 1.5, 2.0, 3.0, 5.0, 7.5
+FORMS = {"full": CANONICAL, "sparse": "a {color[0]} {traveller[0]} {verb[0]} {land[0]}"}
 
-args = arguments(__doc__, n=24, seconds=10)
-world = ready()
-looks = critic()
-share, match, distance = [], [], []
-for seed in range(args.seeds):
-    wanted = drawn(seed, args.n, held=True)
-    real = critic_features(drawn_videos(wanted * 4, 16, seed), looks)
-    videos = [sampled(world, [caption(a) for a in wanted], args.seconds, seed, cfg_scale=scale)
-              for scale in SCALES]
-    share.append([right(v, wanted) for v in videos])
-    match.append([text_match(v, wanted, looks).mean() for v in videos])
-    distance.append([frechet_distance(real, critic_features(v, looks)) for v in videos])
-share, match, distance = map(np.array, (share, match, distance))  # (seeds, scales)
 
-plot("guidance", "guidance scale", "share / probability",
-     {"as prompted": (SCALES, share), "critic's probability of the prompt": (SCALES, match)},
-     ylim=(0, 1.03))
-measured = {"as prompted": share, "text match": match, "Fréchet distance": distance}
-result("guidance", "guidance makes videos follow the text", "scale 7.5 is used, no sweep is shown",
-       {f"{what}, scale {scale:g}": rows[:, i] for what, rows in measured.items()
-        for i, scale in enumerate(SCALES)},
-       {"text match, scale 7.5 minus scale 1": match[:, -1] - match[:, 0]})
+def look(world, i, attributes, form, scale):
+    prompt, said = caption_of(attributes, form)
+    return {"right": as_prompted(sampled(world, prompt, 10, i, cfg_scale=scale), attributes, said)}
+
+
+def main():
+    args = arguments(__doc__, n=200)
+    world, wanted = ready(), drawn(11, args.n + 100, held=True)
+    right = {(kind, scale): np.array([
+        kept("guidance", [kind, scale, i], lambda: look(world, i, a, form, scale))["right"]
+        for i, a in enumerate(tqdm(wanted, desc=f"{kind}, {scale:g}"))])
+        for kind, form in FORMS.items() for scale in SCALES}
+    best = {kind: max(SCALES, key=lambda scale: right[kind, scale][args.n:].mean())
+            for kind in FORMS}
+    gain = {f"{kind} prompts, as prompted: scale {scale:g} minus scale 1":
+            (right[kind, scale] - right[kind, 1.0])[:args.n]
+            for kind in FORMS for scale in dict.fromkeys((best[kind], 7.5))}
+    first = next(iter(gain))
+    result("guidance", f"{args.n} prompts", {first: gain.pop(first)}, gain,
+           {f"{kind} prompts, as prompted": {f"scale {scale:g}": right[kind, scale][:args.n] > 0
+                                             for scale in SCALES} for kind in FORMS}, margin=0.05)
+    figure, axes = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
+    direct_labels(axes, {f"{kind} prompts": (SCALES, [right[kind, scale][:args.n].mean()
+                                                      for scale in SCALES]) for kind in FORMS})
+    axes.set(xlabel="guidance scale", ylabel="share of videos as prompted", ylim=(0, 1))
+    save_picture(figure, "guidance")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,13 +2,14 @@
 
 The field measures with pretrained networks: FVD with I3D (16 frames at 224x224), the CLIP score
 with ViT-L/14. Both are here, for whoever has the weights. The toy world has a network of its own:
-a critic, a small 3D network trained to name the six attributes of a clip of 16 frames. Its
+a classifier, a small 3D network trained to name the six attributes of a clip of 16 frames. Its
 features serve the Fréchet distance, and its probabilities say how well a video matches a prompt.
 
     features (N, D) of real videos, (M, D) of generated ones  -> frechet_distance
-    videos uint8 (B, T, H, W, 3)  -> critic_features / i3d_features (B, D), of the first 16 frames
+    videos uint8 (B, T, H, W, 3), of which 16 frames count
+                                                      -> classifier_features / i3d_features (B, D)
 
-    python experiments/metrics.py --train             # the critic -> checkpoints/toy/critic.pt
+    python experiments/metrics.py --train         # the classifier -> checkpoints/toy/classifier.pt
 """
 import argparse
 import functools
@@ -62,9 +63,9 @@ def in_batches(videos, network, size=16):
 
 
 # ---------------------------------------------------------------------------
-# the toy world's critic
+# the toy world's classifier
 
-class Critic(nn.Module):
+class Classifier(nn.Module):
     """video (B, 3, 16, 64, 64) in [-1, 1] -> features (B, 128), and by
     `heads` a logit for each value of each attribute."""
 
@@ -82,15 +83,15 @@ class Critic(nn.Module):
         return self.body(video).mean((2, 3, 4))
 
 
-def critic(path=os.path.join(SHIPPED, "critic.pt")):
-    """The trained critic, float32 and in eval mode. Raises OSError or
+def classifier(path=os.path.join(SHIPPED, "classifier.pt")):
+    """The trained classifier, float32 and in eval mode. Raises OSError or
     ValueError if there is none."""
-    network = Critic()
-    network.load_state_dict(read_checkpoint(path, "critic")["weights"])
+    network = Classifier()
+    network.load_state_dict(read_checkpoint(path, "classifier")["weights"])
     return network.to(DEVICE).eval().requires_grad_(False)
 
 
-def critic_features(videos, network):
+def classifier_features(videos, network):
     """videos uint8 (B, T, 64, 64, 3) -> features (B, 128) float64 of their
     first 16 frames."""
     features = in_batches(videos, lambda x: network(to_float(x).to(DEVICE)).cpu())
@@ -98,10 +99,10 @@ def critic_features(videos, network):
 
 
 def text_match(videos, attributes, network):
-    """The mean probability that the critic gives to the six attributes asked
+    """The mean probability that the classifier gives to the six attributes asked
     for. videos uint8 (B, T, 64, 64, 3), a dict of attributes for each video
     -> float64 (B,)."""
-    features = critic_features(videos, network)
+    features = classifier_features(videos, network)
     features = torch.as_tensor(features, dtype=torch.float32, device=DEVICE)
     rows, asked = np.arange(len(features)), []
     for name, values in TOY.items():
@@ -111,11 +112,11 @@ def text_match(videos, attributes, network):
     return np.mean(asked, axis=0, dtype=np.float64)
 
 
-def train_critic(steps, batch_size=16, seed=0):
-    """Train a critic on steps x batch_size clips, of training and held-out
-    triples alike -> Critic, {attribute: accuracy on 256 new clips}."""
+def train_classifier(steps, batch_size=16, seed=0):
+    """Train a classifier on steps x batch_size clips, of training and held-out
+    triples alike -> Classifier, {attribute: accuracy on 256 new clips}."""
     torch.manual_seed(seed)
-    network = Critic().to(DEVICE)
+    network = Classifier().to(DEVICE)
     set_threads(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -129,7 +130,7 @@ def train_critic(steps, batch_size=16, seed=0):
                   for name, values in TOY.items()}
         return video, labels
 
-    for step in tqdm(range(steps), desc="critic"):
+    for step in tqdm(range(steps), desc="classifier"):
         video, labels = batch(step, n=batch_size)
         with autocast(DEVICE):
             features = network(video).float()
@@ -210,14 +211,14 @@ def clip_score(videos, captions, weights="openai/clip-vit-large-patch14"):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--train", action="store_true", required=True,
-                   help="train the toy world's critic")
+                   help="train the toy world's classifier")
     p.add_argument("--steps", type=int, default=2000)
-    p.add_argument("--out", default=os.path.join(SHIPPED, "critic.pt"))
+    p.add_argument("--out", default=os.path.join(SHIPPED, "classifier.pt"))
     args = p.parse_args()
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
-    network, accuracy = train_critic(args.steps)
+    network, accuracy = train_classifier(args.steps)
     weights = {k: v.bfloat16() for k, v in network.state_dict().items()}
-    torch.save({"kind": "critic", "weights": weights}, args.out)
+    torch.save({"kind": "classifier", "weights": weights}, args.out)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in accuracy.items())
     print(f"{args.out}: {shares} right on 256 new clips")
 

@@ -37,16 +37,16 @@ def test_frechet_distance_of_known_gaussians():
 
 @pytest.fixture(scope="module")
 def world():
-    """128 clips of 16 frames, their attributes, and the shipped critic."""
+    """128 clips of 16 frames, their attributes, and the shipped classifier."""
     rng = np.random.default_rng(3)
     clips = [toy_clip(rng, 16, toy_attributes(rng)) for _ in range(128)]
-    return np.stack([c[0] for c in clips]), [c[2] for c in clips], metrics.critic()
+    return np.stack([c[0] for c in clips]), [c[2] for c in clips], metrics.classifier()
 
 
 @pytest.mark.parametrize("damage", ["noise", "blur", "shuffle"])
 def test_distance_rises_with_damage(world, damage):
     videos, _, network = world
-    real = metrics.critic_features(videos, network)
+    real = metrics.classifier_features(videos, network)
     rng, distances = np.random.default_rng(0), []
     for strength in (0, 1, 2, 3):
         fake = videos.astype(np.float32)
@@ -59,7 +59,7 @@ def test_distance_rises_with_damage(world, damage):
             for clip in fake:
                 some = rng.permutation(16)[:5 * strength]
                 clip[np.sort(some)] = clip[some]
-        features = metrics.critic_features(fake.astype(np.uint8), network)
+        features = metrics.classifier_features(fake.astype(np.uint8), network)
         distances.append(metrics.frechet_distance(real, features))
     assert abs(distances[0]) < 1e-6 and all(np.diff(distances) > 0.02)
 

@@ -276,8 +276,8 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
                                    "--steps", 12, out=tmp_path)
     (tmp_path / "stage1.pt").unlink()
     assert "holds tokenizer" in wrong(2, *again, "--init", tiny / "tokenizer.pt")
-    critic = f"{SHIPPED}/critic.pt"
-    assert "holds critic" in wrong(1, "--init", critic, out=tmp_path)
+    classifier = f"{SHIPPED}/classifier.pt"
+    assert "holds classifier" in wrong(1, "--init", classifier, out=tmp_path)
     assert "must be positive" in wrong(1, "--n-heads", 0, out=tmp_path)
     assert "twice" in wrong(1, *again, "--dim", 30, "--n-heads", 4)
     assert "8x8x4" in wrong(0, "--multipliers", 1, 2, out=tmp_path)
