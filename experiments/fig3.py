@@ -76,7 +76,7 @@ def over_training(seed, rate, *steps):
 
 def main():
     from fig5 import best_rate, losses
-    args = arguments(__doc__, seeds=3, images=300, steps=600)
+    args = arguments(__doc__, seeds=3, images=150, steps=300)
     steps, seeds = (args.steps, args.images), range(args.seeds)
     rate = best_rate(3, 0, *steps)
     loss = {x: np.array([losses(seed, 3, rate, x, *steps) for seed in seeds])

@@ -34,11 +34,11 @@ def two_rounds(seed, first, rate, lambda_, steps, image_steps):
     """Train after images: clips of stage `first` (2 or 3), then of stage 3 ->
     the folders of both rounds."""
     def round_of(run, stage, init):
+        flags = ["--lambda", lambda_] if stage == 3 else []  # nothing to 17 frames
         return trained(run, stage, seed, steps, *SMALL, "--batch-size", BATCH[stage], "--lr", rate,
-                       "--lambda", lambda_, "--init", f"{init}.pt", "--videos", drawn_clips(),
+                       *flags, "--init", f"{init}.pt", "--videos", drawn_clips(),
                        script="experiments/fig3.py")
 
-    # lambda means nothing to 17 frames
     run = f"{'short' if first == 2 else f'direct-lambda{lambda_}'}-{rate}-{seed}"
     once = round_of(run, first, f"{images(seed, image_steps)}/stage1")
     return once, round_of(f"{run}-lambda{lambda_}", 3, f"{once}/stage{first}")
@@ -56,7 +56,7 @@ def best_rate(first, lambda_, *steps):
 
 
 def main():
-    args = arguments(__doc__, seeds=5, images=300, steps=600, n=64)
+    args = arguments(__doc__, seeds=5, images=150, steps=300, n=64)
     steps, seeds = (args.steps, args.images), range(args.seeds)
     direct, short = best_rate(3, 0, *steps), best_rate(2, 1, *steps)
     print(f"rates: {direct} directly, {short} short to long")

@@ -79,7 +79,8 @@ def main():
         with open(path, "w") as f:
             json.dump(found, f, indent=1)
     print({name: x for name, x in found.items() if name != "by frame"})
-    picture(found["by frame"])
+    if args.dtype == "float32":
+        picture(found["by frame"])
 
 
 def picture(by_frame):
