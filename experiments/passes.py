@@ -92,7 +92,7 @@ def picture(by_frame):
     axes.text(60, 62, "one token at a time", ha="right", va="top", color="gray", fontsize=8)
     axes.set(xlim=(0, 60), ylim=(0, 70), xlabel="second of the video",
              ylabel="passes for its 64 tokens")
-    axes.set_title("A clip's first new frames are the hardest to guess", fontsize=10)
+    axes.set_title("The first frame is the hardest to guess; the first of each clip is a little harder", fontsize=10)
     figure.savefig(f"{ROOT}/assets/passes.png", dpi=120)
 
 
