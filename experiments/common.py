@@ -274,10 +274,13 @@ def save_picture(figure, name):
 
 
 def direct_labels(axes, curves):
-    """Plot curves {label: (x, y)}, each with its label at its end."""
-    for label, (x, y) in curves.items():
-        line, = axes.plot(x, y)
-        axes.annotate(" " + label, (x[-1], y[-1]), color=line.get_color(), va="center",
+    """Plot curves {label: (x, y)}, each with its label at its end, the labels
+    apart from each other."""
+    lines = {label: axes.plot(x, y)[0] for label, (x, y) in curves.items()}
+    gap, height = 0.08 * np.ptp(axes.get_ylim()), -np.inf
+    for label, (x, y) in sorted(curves.items(), key=lambda curve: curve[1][1][-1]):
+        height = max(y[-1], height + gap)
+        axes.annotate(" " + label, (x[-1], height), color=lines[label].get_color(), va="center",
                       fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
