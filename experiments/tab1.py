@@ -1,6 +1,6 @@
 """Table 1: three sizes of the decoder, equal numbers of steps and tokens.
 
-Each trains on images, then on 17-frame clips, 85 latent frames a step; its rate is the best of
+Each trains on images, then on 17-frame clips, 40 latent frames a step; its rate is the best of
 three by the loss of training 0.
 
 Decides: the loss on 512 fresh clips of 17 frames, smallest minus largest, over 3 trainings, paired
@@ -27,8 +27,8 @@ def run(seed, size, rate, images, steps):
     flags = [x for pair in zip(names, SIZES[size]) for x in pair]
     flags += ["--lr", rate, "--image-every", 0, "--videos", drawn_clips()]
     name = f"size{size}-{rate}-{seed}"
-    trained(name, 1, seed, images, *flags, "--batch-size", 85)
-    return trained(name, 2, seed, steps, *flags, "--batch-size", 17)
+    trained(name, 1, seed, images, *flags, "--batch-size", 40)
+    return trained(name, 2, seed, steps, *flags, "--batch-size", 8)
 
 
 def main():
