@@ -24,7 +24,6 @@ from data import latent_frames
 from train import EARLY, FRAME_RANGES
 
 
-
 def moments(steps):
     """Six steps of a round, the last of them its end."""
     return [steps * i // 6 for i in range(1, 7)]

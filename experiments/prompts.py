@@ -31,7 +31,6 @@ from data import (CANONICAL, COLORS, FPS, LANDS, SIZE, SKIES, SPEEDS, TOY, capti
                   land_heights, toy_attributes, toy_clip, wording)
 from sample import generate_batch, load, set_threads
 
-LOOKS = ("traveller", "color", "land", "sky")
 WINDOW = round(10 * FPS)  # frames that are judged together: ten seconds
 ROAD = 8  # pixels: the height of the road, on which the land stands
 LOW, HIGH = 12, 36  # pixels: where to look for the skyline; drawn at 16 to 32
