@@ -212,9 +212,7 @@ class ClusteringVQ(nn.Module):
             a_k  = exp(-10 N_k M / (1 - g))       1 for an unused code
             e_k <- (1 - a_k) e_k + a_k anchor_k   M codes in all
 
-        n_k of the n latents chose code k. anchor_k is a latent drawn in
-        proportion to its quantization error (our choice: new codes go
-        where the picture is wrong). All ranks draw the same.
+        n_k of the n latents chose code k. All ranks draw the same anchors.
         """
         latents, tokens = (of_all_ranks(torch.cat(x)) for x in zip(*self.seen))
         self.seen = []
@@ -224,11 +222,17 @@ class ClusteringVQ(nn.Module):
         counts = torch.bincount(tokens, minlength=M) / len(tokens)
         self.usage.lerp_(counts, 1 - self.decay)
         codes = F.normalize(self.codebook)
-        errors = (latents - codes[tokens]).square().sum(1) + 1e-9
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.multinomial(errors.cpu(), M, replacement=True, generator=generator)
         a = torch.exp(-10 * self.usage * M / (1 - self.decay))[:, None]
-        self.codebook.copy_((1 - a) * codes + a * latents[rows])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        anchors = self.anchors(latents, codes, tokens, generator)
+        self.codebook.copy_((1 - a) * codes + a * anchors)
+
+    def anchors(self, latents, codes, tokens, generator):
+        """A latent for each code, (M, C), drawn in proportion to its quantization error
+        (our choice: new codes go where the picture is wrong)."""
+        errors = (latents - codes[tokens]).square().sum(1) + 1e-9
+        rows = torch.multinomial(errors.cpu(), len(codes), replacement=True, generator=generator)
+        return latents[rows]
 
 def of_all_ranks(x):
     if not dist.is_initialized():

@@ -227,11 +227,9 @@ def detectable(values):
 
 
 def answer(low, high, floor, margin):
-    if low > floor:
-        return "yes"
-    if high < floor:
-        return "no"
-    return "no difference" if -margin < low and high < margin else "cannot tell"
+    if -margin < low and high < margin:
+        return "no difference"
+    return "yes" if low > floor else "no" if high < floor else "cannot tell"
 
 
 def machine():
@@ -243,10 +241,9 @@ def machine():
 def result(name, sample, decides, also, measured, floor=0.0, margin=0.0):
     """Print and write what was found.
 
-    decides, also: {what: differences, one for each of the `sample`, e.g. "5 trainings"}. The
-    claim holds if the mean of the one that decides is above `floor` by more than its 95 %
-    interval, and fails if it is as far below; an interval inside +-margin shows that there is no
-    difference to speak of. measured: {what: {arm: numbers}}.
+    decides, also: {what: differences, one for each of the `sample`, e.g. "5 trainings"}. A 95 %
+    interval of the one that decides inside +-margin shows that there is no difference to speak
+    of; above `floor` the claim holds, below it fails. measured: {what: {arm: numbers}}.
     """
     def rounded(numbers):
         return [round(float(x), 4) for x in numbers]

@@ -2,8 +2,8 @@
 
 Decides: the loss of the true continuation of 512 drawn clips, paired, frames 66-125, encoded from
 frame 61 on, given frames 61-65 by their old tokens, which were encoded with all that went before,
-minus given the tokens that this encoding begins with. Above 0 is a yes; inside +-0.02 nats per
-token there is no difference to speak of.
+minus given the tokens that this encoding begins with. Inside +-0.02 nats per token there is no
+difference to speak of; else above 0 is a yes.
 Also: the same for the first two latent frames of the continuation, and for old tokens followed by
 the continuation's own old tokens (other tokens, so the losses compare less well);
 and sampled minutes of --n prompts, both ways, by what is seen in the last ten seconds.
