@@ -15,22 +15,22 @@ from common import (arguments, caption, drawn, interval, kept, over_time, ready,
 
 
 def main():
-    args = arguments(__doc__, n=100, seconds=300)
+    args = arguments(__doc__, n=100)
     world = ready()
     lines = [kept("length", [i], lambda: over_time(
-        sampled(world, caption(a), args.seconds, i), a)) for i, a in
+        sampled(world, caption(a), 300, i), a)) for i, a in
         enumerate(tqdm(drawn(10, args.n)))]
     right, pieces = (np.array([line[what] for line in lines]) for what in
-                     ("as prompted", "one piece"))  # (n, seconds / 10)
+                     ("as prompted", "one piece"))  # (n, 30)
     result("length", f"{args.n} prompts",
            {"as prompted: last 10 s minus first": right[:, -1] - right[:, 0]},
            {"as prompted: after a minute minus first": right[:, 5] - right[:, 0],
             "land in one piece: last 10 s minus first": pieces[:, -1] - pieces[:, 0]},
-           {what: {f"{10 * i}-{10 * i + 10} s": x[:, i] > 0 for i in (0, 2, 5, 11, 17, 23, 29)
-                   if i < x.shape[1]} for what, x in
-            {"as prompted": right, "land in one piece": pieces}.items()}, floor=-0.1)
+           {what: {f"{10 * i}-{10 * i + 10} s": x[:, i] > 0 for i in (0, 2, 5, 11, 17, 23, 29)}
+            for what, x in {"as prompted": right, "land in one piece": pieces}.items()},
+           floor=-0.1)
     figure, axes = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
-    seconds = 10 * np.arange(1, right.shape[1] + 1)
+    seconds = 10 * np.arange(1, 31)
     for name, x in {"as prompted": right, "land in one piece": pieces}.items():
         _, low, high = np.transpose([interval(column > 0) for column in x.T])
         line, = axes.plot(seconds, x.mean(0))
