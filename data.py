@@ -228,11 +228,12 @@ def read_frames(file, fps=FPS, size=128, start=0):
         stream, graph = film.streams.video[0], av.filter.Graph()
         if start:  # to the key frame before it
             film.seek(int(start * av.time_base))
+        wide = float(stream.sample_aspect_ratio or 1)  # of a pixel
         graph.link_nodes(
             graph.add_buffer(template=stream),
             graph.add("setpts", "PTS-STARTPTS"),
             graph.add("fps", f"{fps}:round=up"),  # on screen at i / fps
-            graph.add("crop", "min(iw\\,ih):min(iw\\,ih):exact=1"),
+            graph.add("crop", f"min(iw\\,ih/{wide}):min(ih\\,iw*{wide}):exact=1"),
             graph.add("scale", f"{size}:{size}:flags=area"),
             graph.add("format", "rgb24"), graph.add("buffersink")).configure()
         for frame in itertools.chain(film.decode(stream), [None]):

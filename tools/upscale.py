@@ -185,16 +185,18 @@ def pretrained(kind, model, device, **parts):
 
 def read(path):
     """A video -> its frame rate, its number of frames (0: unknown), and the
-    frames one by one, upright, at a constant rate, uint8 (H, W, 3)."""
+    frames one by one, upright, at a constant rate, with square pixels, uint8
+    (H, W, 3)."""
     try:
         with av.open(path) as film:
             stream = film.streams.video[0]
             fps, count = stream.guessed_rate, stream.frames
+            wide = float(stream.sample_aspect_ratio or 1)  # of a pixel
             turned = next(film.decode(stream)).rotation // 90
     except Exception as e:
         raise ValueError(f"{path} is not a readable video") from e
     frames = imageio.v3.imiter(path, plugin="pyav",
-                               filter_sequence=[("fps", str(fps))])
+                               filter_sequence=[("fps", str(fps)), ("scale", f"iw*{wide}:ih")])
     return fps, count, (np.rot90(frame, turned) for frame in frames)
 
 
