@@ -12,6 +12,7 @@ This file knows nothing about networks.
 import contextlib
 import itertools
 import json
+import math
 import tarfile
 import zlib
 from collections import deque
@@ -236,7 +237,7 @@ def read_frames(file, fps=FPS, size=128, start=0):
             graph.add("crop", f"min(iw\\,ih/{wide}):min(ih\\,iw*{wide}):exact=1"),
             graph.add("scale", f"{size}:{size}:flags=area"),
             graph.add("format", "rgb24"), graph.add("buffersink")).configure()
-        for frame in itertools.chain(film.decode(stream), [None]):
+        for frame in itertools.chain(in_order(film.decode(stream)), [None]):
             if frame is not None:
                 if frame.time + 1 / fps < start:
                     continue
@@ -245,6 +246,17 @@ def read_frames(file, fps=FPS, size=128, start=0):
             with contextlib.suppress(av.BlockingIOError, av.EOFError):
                 while True:
                     yield np.rot90(graph.pull().to_ndarray(), turned)
+
+def in_order(frames):
+    """Old .avi files have no times: where those that ffmpeg makes up go back,
+    it takes the times of decoding from then on, and so do we."""
+    last, astray = -math.inf, False
+    for frame in frames:
+        astray = astray or frame.pts <= last
+        last = frame.pts
+        if astray and frame.dts is not None:
+            frame.pts = frame.dts
+        yield frame
 
 def read_clip(file, n_frames, fps=FPS, size=128, start=0, last=False):
     """The frames from second `start` of a video file, or the last ones:

@@ -6,8 +6,8 @@ import torch
 from conftest import fails, run
 from export import export
 
-from model import Llama, ModelConfig
-from sample import load
+from model import Llama, ModelConfig, prefix_tokens
+from sample import generate_tokens, load
 
 SMALL = ModelConfig(dim=32, n_layers=2, n_heads=4, ffn_dim=48, text_vocab=20,
                     video_vocab=30, text_len=6, latent_shape=(3, 2, 2))
@@ -53,6 +53,26 @@ def test_command_line(tiny, tmp_path):
     ids = [theirs.config.pad_token_id, theirs.config.bos_token_id,
            theirs.config.eos_token_id]
     assert ids == [config.pad, config.sot, config.eoi]
+
+
+def test_generate_writes_the_same_tokens(tmp_path):
+    """The shipped weights: the first four latent frames, greedily, by
+    transformers and by us, with guesses and without."""
+    transformers = pytest.importorskip("transformers")
+    ours, _, text = load()
+    config, n = ours.config, 256
+    prefix = prefix_tokens(config, [text.encode("a red car drives left quickly past a city by day")])
+    run("tools/export.py", tmp_path / "hf")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    others = set(range(config.vocab_size)) - set(range(config.text_vocab, config.pad))
+    ids = theirs.generate(prefix, attention_mask=torch.ones_like(prefix), do_sample=False,
+                          min_new_tokens=n, max_new_tokens=n, suppress_tokens=list(others))
+    expected = ids[:, prefix.shape[1]:] - config.text_vocab
+    assert len(expected.unique()) > 20
+    for window in (1, 16):
+        codes = generate_tokens(ours, prefix, n, cfg_scale=1, top_k=1, temperature=1.0,
+                                generator=[torch.Generator()], window=window)
+        assert torch.equal(codes, expected)
 
 
 def test_errors_are_one_line(tiny, tmp_path, monkeypatch):

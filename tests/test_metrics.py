@@ -35,6 +35,20 @@ def test_frechet_distance_of_known_gaussians():
         metrics.frechet_distance(a, b[:1])
 
 
+@pytest.mark.parametrize("n", [512, 40])  # more videos than features, and fewer
+def test_frechet_distance_of_torchmetrics(n):
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(128, 128))
+    a, b = rng.normal(size=(n, 128)) @ mix, rng.normal(size=(n, 128)) @ mix * 1.1 + 0.3
+    features = torch.nn.Identity()
+    features.num_features = 128
+    theirs = fid.FrechetInceptionDistance(features).set_dtype(torch.float64)
+    theirs.update(torch.tensor(a), real=True)
+    theirs.update(torch.tensor(b), real=False)
+    assert metrics.frechet_distance(a, b) == pytest.approx(float(theirs.compute()), rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def world():
     """128 clips of 16 frames, their attributes, and the shipped classifier."""

@@ -13,7 +13,7 @@ import imageio.v3
 import numpy as np
 import pytest
 import torch
-from conftest import ONE_THREAD, command, fails, run
+from conftest import ONE_THREAD, ROOT, command, fails, run
 from PIL import Image
 
 from data import Clips, read_clip, shards_of, to_float, toy_clip
@@ -73,6 +73,13 @@ def test_one_shard_serves_every_stage(tiny, tmp_path):
             assert tokens.dtype == np.int64 and caption == said
             assert encoded_alike(tokenizer, tmp_path / "toy", video[:frames],
                                  tokens)
+    # in plain numpy, as docs/data.md says
+    with open(os.path.join(ROOT, "docs", "data.md")) as f:
+        example = f.read().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(example.replace("data/mine", str(tmp_path / "toy")), names)
+    assert names["captions"] == [caption for _, caption in shards]
+    assert (names["tokens"] == np.stack([tokens for tokens, _ in shards])).all()
     shutil.copytree(tiny, tmp_path / "run")
     train = ["train.py", "--stage", 2, "--steps", 2, "--batch-size", 2,
              "--out", tmp_path / "run", "--overwrite",

@@ -9,7 +9,8 @@ config.json in transformers' words. To read them:
     LlamaForCausalLM.from_pretrained("my_llama")
 
 The folder holds no tokenizer: a prompt becomes token ids by `prefix_tokens`
-of model.py, and video tokens become pixels by tokenizer.py.
+of model.py, and video tokens become pixels by tokenizer.py. `generate` needs
+suppress_tokens, all ids but those of video (test_export.py shows it).
 
 Needs: pip install safetensors
 """
