@@ -165,7 +165,7 @@ def on_validation(network, tokenizer, n):
 
 def read(folder, n):
     world, network = ready(folder), trained_reader()
-    wanted = [(i % 10, list(WAYS)[i // 10 % 2]) for i in range(n)]
+    wanted = [(i % 10, list(WAYS)[i // 10 % 2]) for i in range(max(n, 20))]
 
     def minute(i, reencode=True):
         return sampled(world, caption(*wanted[i]), 60, i, reencode=reencode)
@@ -183,7 +183,8 @@ def read(folder, n):
            {f"right {what}, {when}": {way: x[:, column] for way, x in shown.items()}
             for what, shown in (("digit", digit), ("way", moves))
             for when, column in (("first 10 s", 0), ("50-60 s", -1))}, margin=0.1)
-    save_gif(os.path.join(ROOT, "assets", "digits.gif"), [minute(i) for i in range(5)], scale=2)
+    save_gif(os.path.join(ROOT, "assets", "digits.gif"), [minute(i) for i in (1, 12, 3, 14, 5)],
+             scale=2)
 
 
 def main():
