@@ -30,6 +30,7 @@ from metrics import DEVICE
 from data import TOY, caption_of, latent_frames, to_float, toy_attributes, toy_clip
 from model import prefix_tokens, token_losses
 from prompts import WINDOW, analyse, is_one_piece
+from reproduce import number
 from sample import generate, load, set_threads
 from train import EARLY, FRAME_RANGES
 
@@ -267,6 +268,10 @@ def result(name, sample, decides, also, measured, floor=0.0, margin=0.0):
 
 
 def save_picture(figure, name):
+    """assets/NAME.png; its title is what was found."""
+    with open(os.path.join(RESULTS, name + ".json")) as f:
+        (what, row), *_ = json.load(f)["differences"].items()
+    figure.suptitle(f"{what}:\n{number(row['interval'])}", fontsize=9)
     figure.savefig(os.path.join(ROOT, "assets", name + ".png"), dpi=110)
 
 
@@ -289,7 +294,7 @@ def exact_bars(axes, shares):
         axes.plot([low, high], [-i, -i], color="gray")
         axes.plot(mean, -i, "o")
     axes.set_yticks(range(0, -len(shares), -1), shares)
-    axes.set(xlim=(0, 1))
+    axes.set(xlim=(0, 1), ylim=(0.5 - len(shares), 0.5))
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -102,9 +102,10 @@ def main():
     direct_labels(left, {f"frames {name}": (middle, curves[:, i])
                          for i, name in enumerate(FRAME_RANGES)})
     left.set(xlabel="step", ylabel="loss, nats per token", ylim=0)
-    direct_labels(right, {f"frames {name}": (at, norms[..., i].mean(0))
-                          for i, name in enumerate(("1-17", "18-65"))})
-    right.set(xlabel="step", ylabel="norm of the gradient", ylim=0)
+    right.plot(at, ratio.T)
+    right.axhline(1, color="gray", linewidth=0.5)
+    right.spines[["top", "right"]].set_visible(False)
+    right.set(xlabel="step", ylabel="gradient, late / early", ylim=0)
     save_picture(figure, "fig3")
 
 

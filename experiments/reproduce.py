@@ -41,7 +41,7 @@ def measured(name):
 
 def number(interval):
     """[mean, low, high] -> "0.12 (0.08 to 0.16)"."""
-    mean, low, high = (f"{x:.2f}" for x in interval)
+    mean, low, high = (f"{round(x, 2) + 0:.2f}" for x in interval)  # no -0.00
     return f"{mean} ({low} to {high})"
 
 
