@@ -113,10 +113,15 @@ def as_prompted(video, attributes, said=tuple(TOY)):
     return all(found[name] == attributes[name] for name in said)
 
 
+def ten_seconds(video):
+    """-> the first ten seconds of a video, the next ten, and so on."""
+    return [video[i:i + WINDOW] for i in range(0, len(video) - WINDOW + 1, WINDOW)]
+
+
 def over_time(video, attributes):
     """For each 10 s of a video: is all as prompted, and is the land in one
     piece? -> {what: bools}"""
-    parts = [video[i:i + WINDOW] for i in range(0, len(video) - WINDOW + 1, WINDOW)]
+    parts = ten_seconds(video)
     return {"as prompted": [as_prompted(part, attributes) for part in parts],
             "one piece": [is_one_piece(part, attributes["speed"], attributes["way"])
                           for part in parts]}

@@ -6,8 +6,8 @@ The direct arm sees 65 frames in both rounds, short-to-long ones 17 frames in th
 best of three for direct and for short to long, by what decides, on training 0.
 
 Decides: the loss of frames 1-17 on 512 fresh clips, directly trained with lambda 0 minus short to
-long with lambda 1; over 5 trainings, paired by seed. Inside +-0.02 nats per token
-there is no difference to speak of; else above 0 is a yes.
+long with lambda 1; over 5 trainings, paired by seed. Inside +-0.02 nats per token there is no
+difference to speak of; else above 0 is a yes.
 Also: the same for direct minus short to long with lambda 0, and for lambda 0 minus 1 and 3, both
 short to long; the loss of frames 18-65; and how many of the six attributes are as prompted in
 videos of 17 frames.

