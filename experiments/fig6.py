@@ -66,9 +66,9 @@ def main():
     direct_labels(left, {name: (frames, (x - new).mean(0)) for name, x in
                          {"old tokens": mixed, "all through": old}.items()})
     left.set(xlabel="frame", ylabel="loss minus the re-encoded one, nats")
+    right.set(xlabel="second", ylabel="share as prompted", ylim=(0, 1))
     direct_labels(right, {way: (10 * np.arange(1, 7), x.mean(0))
                           for way, x in share["as prompted"].items()})
-    right.set(xlabel="second", ylabel="share as prompted", ylim=(0, 1))
     strips(below.subplots(2), {way: sampled(world, caption(wanted[0]), 60, 0,
                                             reencode=reencode)[64::65]
                                for way, reencode in WAYS.items()})

@@ -48,9 +48,9 @@ def main():
             "land in one piece": {k: v > 0 for k, v in pieces.items()},
             "as prompted": {k: v > 0 for k, v in seen.items()}})
     figure, axes = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
+    axes.set(ylabel="share of videos", ylim=(0, 1))
     direct_labels(axes, {what: (range(4), [x[name].mean() for name in CODES])
                          for what, x in (("as prompted", seen), ("land in one piece", pieces))})
-    axes.set(ylabel="share of videos", ylim=(0, 1))
     axes.set_xticks(range(4), CODES)
     save_picture(figure, "fig7")
 

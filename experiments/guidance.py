@@ -44,9 +44,9 @@ def main():
            {f"{kind} prompts, as prompted": {f"scale {scale:g}": right[kind, scale][:args.n] > 0
                                              for scale in SCALES} for kind in FORMS}, margin=0.05)
     figure, axes = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
+    axes.set(xlabel="guidance scale", ylabel="share of videos as prompted", ylim=(0, 1))
     direct_labels(axes, {f"{kind} prompts": (SCALES, [right[kind, scale][:args.n].mean()
                                                       for scale in SCALES]) for kind in FORMS})
-    axes.set(xlabel="guidance scale", ylabel="share of videos as prompted", ylim=(0, 1))
     save_picture(figure, "guidance")
 
 
