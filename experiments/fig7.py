@@ -14,24 +14,27 @@ from matplotlib import pyplot
 from tqdm import tqdm
 
 from common import (arguments, as_prompted, caption, direct_labels, drawn, kept, ready, result,
-                    sampled, save_picture)
+                    sampled, save_picture, strips)
 from prompts import invention, is_one_piece, new_land
 
 CODES = {"greedy": 1, "top-5": 5, "top-50": 50, "all codes": 1024}
 
 
-def look(world, i, attributes, top_k):
-    video = sampled(world, caption(attributes), 10, i, top_k=top_k, temperature=1.0)
-    heights = new_land(video, attributes["speed"], attributes["way"])
-    return {"right": as_prompted(video, attributes),
-            "one piece": is_one_piece(video, attributes["speed"], attributes["way"]),
+def video(world, i, attributes, top_k):
+    return sampled(world, caption(attributes), 10, i, top_k=top_k, temperature=1.0)
+
+
+def look(shown, attributes):
+    heights = new_land(shown, attributes["speed"], attributes["way"])
+    return {"right": as_prompted(shown, attributes),
+            "one piece": is_one_piece(shown, attributes["speed"], attributes["way"]),
             "distance": invention([heights], attributes["land"])}
 
 
 def main():
     args = arguments(__doc__, n=200)
     world, wanted = ready(), drawn(8, args.n)
-    lines = {name: [kept("fig7", [name, i], lambda: look(world, i, a, k))
+    lines = {name: [kept("fig7", [name, i], lambda: look(video(world, i, a, k), a))
                     for i, a in enumerate(tqdm(wanted, desc=name))] for name, k in CODES.items()}
 
     def of(what):
@@ -47,11 +50,18 @@ def main():
            {"distance of new land, pixels": distance,
             "land in one piece": {k: v > 0 for k, v in pieces.items()},
             "as prompted": {k: v > 0 for k, v in seen.items()}})
-    figure, axes = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
-    axes.set(ylabel="share of videos", ylim=(0, 1))
-    direct_labels(axes, {what: (range(4), [x[name].mean() for name in CODES])
-                         for what, x in (("as prompted", seen), ("land in one piece", pieces))})
-    axes.set_xticks(range(4), CODES)
+    figure = pyplot.figure(figsize=(6.4, 6), layout="constrained")
+    above, below = figure.subfigures(2, height_ratios=(2, 3))
+    left, right = above.subplots(1, 2)
+    left.set(ylabel="distance of new land, pixels", ylim=(0, 4))
+    right.set(ylabel="share of videos", ylim=(0, 1))
+    shares = {"as prompted": seen, "in one piece": pieces}
+    for axes, curves in (left, {"": distance}), (right, shares):
+        direct_labels(axes, {what: (range(4), [x[name].mean() for name in CODES])
+                             for what, x in curves.items()})
+        axes.set_xticks(range(4), CODES, fontsize=8)
+    strips(below.subplots(4), {name: video(world, 0, wanted[0], k)[4::10]
+                               for name, k in CODES.items()})
     save_picture(figure, "fig7")
 
 
