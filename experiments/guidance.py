@@ -19,7 +19,7 @@ from common import (arguments, as_prompted, direct_labels, drawn, kept, ready, r
 from data import CANONICAL, caption_of
 
 SCALES = 1.0, 1.5, 3.0, 7.5
-FORMS = {"full": CANONICAL, "sparse": "a {color[0]} {traveller[0]} {verb[0]} {land[0]}"}
+FORMS = {"full": CANONICAL, "sparse": "a {color} {traveller} {verb[0]} {land[0]}"}
 
 
 def look(world, i, attributes, form, scale):
