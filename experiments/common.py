@@ -282,7 +282,7 @@ def save_picture(figure, name):
 
 def direct_labels(axes, curves):
     """Plot curves {label: (x, y)}, each with its label at its end, the labels
-    apart from each other."""
+    apart from each other. Limits of y, if any, are to be set before."""
     lines = {label: axes.plot(x, y)[0] for label, (x, y) in curves.items()}
     gap, height = 0.08 * np.ptp(axes.get_ylim()), -np.inf
     for label, (x, y) in sorted(curves.items(), key=lambda curve: curve[1][1][-1]):

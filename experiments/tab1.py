@@ -50,8 +50,9 @@ def main():
         prompts = [caption(a) for a in drawn(2024, FRESH)]
         made = [next(generate_batch(*world, prompts[i:i + 16], 17 / FPS, seeds=range(i, i + 16)))
                 for i in range(0, FRESH, 16)]
-        return {"distance": frechet_distance(*(classifier_features(videos, network) for videos in (
-            drawn_videos(drawn(2025, FRESH), 17, 0), np.concatenate(made))))}
+        real = drawn_videos(drawn(2025, FRESH), 17, 0)
+        return {"distance": frechet_distance(classifier_features(real, network),
+                                             classifier_features(np.concatenate(made), network))}
 
     names = [f"{size} M" for size in SIZES]
     small, middle, large = losses
