@@ -244,6 +244,7 @@ def main():
     if dist.is_initialized():
         dist.barrier()  # until rank 0 has saved
         dist.destroy_process_group()
+        time.sleep(0.1)  # FSDP keeps gloo's threads: busy ones abort Python as it ends
 
 # ---- plumbing: processes, files, arguments ----
 
