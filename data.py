@@ -51,12 +51,11 @@ class TextTokenizer:
                                  "or set TIKTOKEN_CACHE_DIR") from e
             table, pattern = gpt2._mergeable_ranks, gpt2._pat_str
             ranks = {w: rank for w, rank in table.items() if rank < 32000}
-        self.n_vocab = len(ranks)
         self.bpe = tiktoken.Encoding(f"loong-{kind}", pat_str=pattern,
                                      mergeable_ranks=ranks, special_tokens={})
 
     def encode(self, caption):
-        """str -> list of ids below n_vocab; absurdly long ones are cut."""
+        """str -> list of ids; absurdly long ones are cut."""
         return self.bpe.encode_ordinary(caption[:4096])
 
 # ---- the toy world, a storybook: the camera follows a traveller ----
@@ -90,10 +89,12 @@ WORDS = {  # the first are the canonical ones; of a traveller, its verbs
     "right": ["right", "to the right", "rightward"],
     "slowly": ["slowly", "gently", "at a slow pace"],
     "quickly": ["quickly", "swiftly", "at high speed"]}
+# %d: which of the WORDS; {}: the attribute they are of
 WHO = "a {color} {traveller} {verb[%d]} "
 ORDERS = [WHO + "{way[%d]} {speed[%d]} {land[%d]} {sky[%d]}",
           WHO + "{speed[%d]} {way[%d]} {land[%d]} {sky[%d]}",
           "{sky[%d]}, " + WHO + "{way[%d]} {speed[%d]} {land[%d]}"]
+# y of the traveller's picture
 TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48]}
 CANONICAL = ORDERS[0] % (0, 0, 0, 0, 0)
 
@@ -196,7 +197,7 @@ def toy_clip(rng, frames=65, attributes=None):
     a = toy_attributes(rng) | (attributes or {})
     form = CANONICAL if rng.random() < 0.3 else wording(rng)
     caption, a["said"] = caption_of(a, form)
-    # all stands on the grid of tokens and goes to the right, for now
+    # all stands on the grid of tokens and goes to the right; mirrored below
     x, y = 8 * rng.integers(1, 5), rng.choice(TOPS[a["traveller"]])
     places = [u for u in range(8, 57, 8) if abs(u - x - 12) >= 20]
     sky = draw_sky(rng, a["sky"], rng.choice(places) + 1j * rng.choice([8, 16]))
@@ -223,8 +224,8 @@ IMAGES = {"png", "jpg", "jpeg", "webp"}
 
 def read_frames(file, fps=FPS, size=128, start=0):
     """Yield the square centre of what a video shows at 0, 1/fps, 2/fps ...
-    seconds, uint8 (size, size, 3), counted from second `start` or, at most
-    1/fps, before. file: a path or a binary file."""
+    seconds, uint8 (size, size, 3), counted from a frame within 1/fps of
+    second `start` (in slower films: the next). file: a path or a binary file."""
     with av.open(file) as film:
         stream, graph = film.streams.video[0], av.filter.Graph()
         if start:  # to the key frame before it
@@ -248,8 +249,8 @@ def read_frames(file, fps=FPS, size=128, start=0):
                     yield np.rot90(graph.pull().to_ndarray(), turned)
 
 def in_order(frames):
-    """Old .avi files have no times: where those that ffmpeg makes up go back,
-    it takes the times of decoding from then on, and so do we."""
+    """Some old files have no presentation times (pts). Where those that ffmpeg
+    makes up go back, it uses decoding times (dts) from then on, and so do we."""
     last, astray = -math.inf, False
     for frame in frames:
         astray = astray or frame.pts <= last
@@ -265,7 +266,7 @@ def read_clip(file, n_frames, fps=FPS, size=128, start=0, last=False):
         frames = read_frames(file, fps, size, start)
         clip = deque(frames if last else itertools.islice(frames, n_frames), n_frames)
     except Exception as e:  # ffmpeg raises nearly anything
-        raise ValueError(f"{file} is not a readable video") from e
+        raise ValueError(f"{file} is not a readable video: {e}") from e
     if len(clip) < n_frames:
         raise ValueError(f"{file} is too short for {n_frames} frames")
     return np.stack(clip)
@@ -297,13 +298,13 @@ class Shards:
     """The clips of t latent frames in a folder: shards[i] -> a dict with the
     caption and, for stage 0, the file; shards.tokens(i) -> int64 (t, h, w).
 
-    index.json       {"17": {PART: clips, ...}, "5": ..., "1": ...}
-    PART.t17.jsonl   the dicts, a line for each clip
-    PART.t17.ends    where these lines end in bytes, int64
-    PART.t17.tokens  uint16 (clips, t, h, w)
+    index.json           {"17": {PART: clips, ...}, "5": ..., "1": ...}
+    PART.t17.jsonl       the dicts, a line for each clip
+    PART.t17.ends.npy    where these lines end in bytes, int64
+    PART.t17.tokens.npy  uint16 (clips, t, h, w)
 
-    The last two are .npy files. All is opened when it is needed, so any
-    number of clips takes no time or memory at the start.
+    All is opened when it is needed, so any number of clips takes no time or
+    memory at the start.
     """
 
     def __init__(self, folder, t, parts):
@@ -386,28 +387,30 @@ class Clips(torch.utils.data.Dataset):
         return shards, rng.integers(first, end)
 
     def pixels(self, rng, source, frames):
+        """Frames of a file, from a random start: uint8 (frames, size, size, 3)."""
         for _ in range(100):  # broken files are passed over
             shards, i = self.choose(rng, source, latent_frames(frames))
             try:
-                return read_pixels(rng, shards[i], frames, self.resolution)
+                clip = shards[i]
+                if ending(clip["name"]) in IMAGES:
+                    return read_image(open_media(clip), self.resolution)
+                start = rng.integers(max(1, clip["frames"] - frames + 1)) / FPS
+                return read_clip(open_media(clip), frames, size=self.resolution, start=start)
             except Exception as e:  # Pillow, too, raises nearly anything
                 reason = f"{type(e).__name__}: {e}"
         raise ValueError(f"{source}: 100 files cannot be read, the last for {reason}")
 
 def shares(source):
-    """"A:3,B" -> [("A", 3.0), ("B", None)]; None: as many as its clips."""
+    """"A:3,B:1" -> [("A", 3.0), ("B", 1.0)]; "A,B" -> [("A", None), ("B", None)],
+    which count by their clips."""
+    found = []
     for folder in source.split(","):
         name, _, share = folder.rpartition(":")
         number = name and share.replace(".", "", 1).isdecimal()
-        yield (name, float(share)) if number else (folder, None)
-
-def read_pixels(rng, clip, frames, size):
-    """Frames from a random start, uint8 (frames, size, size, 3), of a file
-    of which {"name", "frames"} and what `open_media` needs is known."""
-    if ending(clip["name"]) in IMAGES:
-        return read_image(open_media(clip), size)
-    start = rng.integers(clip["frames"] - frames + 1) / FPS
-    return read_clip(open_media(clip), frames, size=size, start=start)
+        found.append((name, float(share)) if number else (folder, None))
+    if len({share is None for _, share in found}) == 2:
+        raise ValueError(f"{source}: give every folder a share, or none")
+    return found
 
 def open_media(clip):
     """{"file": path} -> the path; with "offset" and "size", as in a tar

@@ -43,7 +43,7 @@ class ModelConfig:
     def max_len(self):
         return self.text_len + 3 + math.prod(self.latent_shape)
 
-    # Special tokens; <eoi>, our guess at the 4356th, is never used.
+    # Special tokens; <eoi>, our guess at the 4356th, is neither fed nor predicted.
     pad = property(lambda self: self.text_vocab + self.video_vocab)
     sot = property(lambda self: self.pad + 1)
     eot = property(lambda self: self.pad + 2)
@@ -172,7 +172,7 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # not drawn here: on "meta", as in load_decoder, that takes a second
+        # drawn by Llama: Embedding's own way takes a second, also on "meta"
         table = torch.empty(config.vocab_size, config.dim)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))

@@ -69,11 +69,12 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
     guided = cfg_scale != 1
     cache = cache or KVCache(model, B * (1 + guided), compiled, window)
     cache.length = 0
+    # as tensors, so that what is compiled serves every value
     scale, temperature = torch.tensor([cfg_scale, temperature], device=device)
 
     def draw(i, W):
-        """Feed what the cache lacks -> codes i ... i + W - 1, each drawn as if
-        the ids before it were right."""
+        """Feed what the cache lacks -> ids of the codes i ... i + W - 1, each
+        drawn as if the ids before it were right."""
         tokens, step = ids[:, cache.length:P + i + W - 1], next_codes
         if guided:
             tokens = torch.cat([tokens, tokens])
@@ -103,7 +104,8 @@ def jacobi(draw, ids, cache, P, n, window, frame):
     can be guessed. A pass over `window` guesses draws what follows each: up to
     the first wrong guess the codes that one at a time would give, and after it
     better guesses for the next pass. The very first guess is the code of the
-    same place in the frame before. Of several rows the slowest decides."""
+    same place in the frame before, if there is one. Of several rows the slowest
+    decides."""
     done, new = 0, window
     while done < n:
         end = P + done + window
@@ -165,7 +167,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
         elif context is not None:
             with autocast(device):
                 known = tokenizer.encode(to_float(context).to(device))
-        # the rest of this clip; frames: with the known ones
+        # what this clip lacks; `frames` counts the known ones, too
         overlap = 0 if context is None else CONTEXT
         frames = min(video_frames(longest), overlap + total - made)
         n = (latent_frames(frames) - known.shape[1]) * h * w
@@ -173,7 +175,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
         codes = generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
                                 generators, compiled, watch, cache, window)
         tokens = torch.cat([known, codes.view(B, -1, h, w)], 1)
-        # one by one: in a batch, pixels may round differently
+        # in float32, one by one: in a batch, pixels may round differently
         clip = [to_uint8(tokenizer.decode(t)) for t in tokens.split(1)]
         clip = np.concatenate(clip)  # (B, T, H, W, 3)
         context = clip[:, -CONTEXT:]  # uint8, as written to a file

@@ -48,7 +48,7 @@ class TokenizerConfig:
             raise ValueError("a tokenizer has four levels (8x8x4) and 1 to 65536 codes")
 
 TOKENIZER_PRESETS = {
-    # the coarsest level alone sees beyond 8x8 pixels, and half a clip back
+    # sees little around each token but at the coarsest level, for speed
     "toy": TokenizerConfig(
         resolution=64, codebook_size=1024, base_channels=16,
         multipliers=(1, 2, 3, 6), encoder_blocks=(0, 1, 1, 2),
@@ -313,10 +313,14 @@ class TokenizerLoss(nn.Module):
         log, {name: scalar}. adversarial: whether to use D."""
         D = self.discriminator
         recon, vq_loss, _ = self.tokenizer(video)
-        generator = vq_loss + self.reconstruction_loss(recon.float(), video)
+        recon = recon.float()
         mse = F.mse_loss(recon, video)
+        generator = vq_loss + F.l1_loss(recon, video) + 4 * mse
+        if self.perceptual_weight:  # frame by frame, (B T, 3, H, W)
+            a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
+            generator += self.perceptual_weight * self.lpips[0].to(a.device)(a, b).mean()
         logs = {"psnr": -10 * torch.log10(mse / 4), "vq": vq_loss}
-        # 0, as DDP wants a gradient for each parameter
+        # 0, but of all parameters: DDP expects a gradient for each
         discriminator = sum(0 * p.sum() for p in D.parameters())
         if adversarial:
             D.requires_grad_(False)  # constant in the generator's loss
@@ -327,14 +331,6 @@ class TokenizerLoss(nn.Module):
             logs["discriminator"] = discriminator
         loss = logs["loss"] = generator + discriminator
         return loss, {name: x.detach() for name, x in logs.items()}
-
-    def reconstruction_loss(self, recon, video):
-        loss = F.l1_loss(recon, video) + 4 * F.mse_loss(recon, video)
-        if self.perceptual_weight:  # frame by frame, (B T, 3, H, W)
-            a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
-            perceptual = self.lpips[0].to(a.device)(a, b).mean()
-            loss += self.perceptual_weight * perceptual
-        return loss
 
 # ---- plumbing: checkpoints, speed ----
 

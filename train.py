@@ -47,7 +47,7 @@ PAPER = [(400_000, 64, 1e-4, 10_000), (200_000, 512, 1e-4, 10_000),
          (200_000, 512, 1e-4, 10_000), (100_000, 256, 1e-4, 10_000)]
 TOY = [(3000, 2, 2e-3, 100), (1200, 16, 2e-3, 100),
        (2400, 4, 1.5e-3, 100), (1500, 2, 1e-3, 100)]
-# Our choices; the paper tokenizer's as in LlamaGen and Open-MAGVIT2
+# Our choices; D's weight is Open-MAGVIT2's, its start LlamaGen's
 PAPER_ALSO = {"micro_batch": 1, "save_every": 1000, "perceptual_weight": 1.0,
               "adversarial_weight": 0.1, "adversarial_start": 0.05}
 TOY_ALSO = {"micro_batch": 16, "save_every": 250, "perceptual_weight": 0.0,
@@ -234,7 +234,7 @@ def main():
         if saving:
             line["val_loss"] = validate()
         if rank == 0:
-            log = log or open_log(args, start)
+            log = log or open_log(args, start)  # not before a step worked
             log(line)
         if skipped == 10:
             raise ValueError("10 gradients in a row are not finite: try a lower --lr")
@@ -298,7 +298,8 @@ def settings(args):
     return {k: v for k, v in vars(args).items() if k not in free}
 
 def config_of(args, saved, preset):
-    """The checkpoint's config (flags must agree), or preset and flags."""
+    """The checkpoint's config (its flags must agree), or preset and flags.
+    Flags of the other network are ignored: one line of flags does for all."""
     config = type(preset)(**saved["config"]) if saved else preset
     flags = {name: tuple(x) if isinstance(x, list) else x
              for name, x in vars(args).items()
@@ -426,12 +427,11 @@ def parse():
     names = "steps", "batch_size", "lr", "warmup"
     defaults = dict(zip(names, (TOY if toy else PAPER)[args.stage]))
     defaults |= TOY_ALSO if toy else PAPER_ALSO
-    for name, x in (defaults | {"images": args.videos}).items():
-        if vars(args)[name] is None:
-            vars(args)[name] = x
+    p.set_defaults(**defaults, images=args.videos)
+    args = p.parse_args()
     if min(args.steps, args.batch_size, args.micro_batch, args.save_every,
            args.image_every + 1, args.seed + 1) < 1:
-        raise ValueError("steps and sizes must be at least 1")
+        raise ValueError("steps and sizes must be at least 1, --image-every and --seed 0")
     args.warmup = min(args.warmup, args.steps // 2)
     args.out.mkdir(parents=True, exist_ok=True)
     return args

@@ -174,7 +174,7 @@ def test_a_sample_depends_on_its_key_alone():
 
 def test_text_tokenizer():
     text = TextTokenizer("bytes")
-    assert text.encode("red é") == list("red é".encode()) and text.n_vocab == 256
+    assert text.encode("red é") == list("red é".encode()) and text.bpe.n_vocab == 256
     assert len(text.encode("a" * 10 ** 6)) <= 4096
 
 
@@ -326,3 +326,17 @@ def test_files_for_the_tokenizer(tmp_path):
     singles = [clips[1, i, 1][0] for i in range(12)]
     assert all(x.shape == (1, 64, 64, 3) for x in singles)
     assert any((x == (255, 0, 0)).all() for x in singles)
+
+
+def test_a_film_just_under_ten_seconds_is_a_clip_of_65_frames(tmp_path):
+    """Frame 64 is shown at 9.85 s; this film's last is at 9.84 s and stays until 9.88 s."""
+    (tmp_path / "films").mkdir()
+    imageio.v3.imwrite(tmp_path / "films" / "a.mp4", np.zeros((247, 64, 64, 3), np.uint8),
+                       plugin="pyav", codec="libx264", fps=25)
+    assert len(read_clip(tmp_path / "films" / "a.mp4", 65, size=64)) == 65
+    run("tools/prepare.py", "--source", "folder", "--input", tmp_path / "films", "--index",
+        "--out", tmp_path / "index")
+    clips = Clips(f"{tmp_path / 'index'}", f"{tmp_path / 'index'}", seed=0, stage=0)
+    assert clips[0, 0, 65][0].shape == (65, 64, 64, 3)
+    with pytest.raises(ValueError, match="every folder a share, or none"):
+        Clips("toy", f"{tmp_path / 'index'}:3,{tmp_path / 'index'}", 0, 0)[0, 0, 65]

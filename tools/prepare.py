@@ -26,6 +26,7 @@ import ctypes
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import tarfile
@@ -115,7 +116,8 @@ class Item:
                 raise Skipped("no video in it")
             stream = film.streams.video[0]
             check_size(stream.width, stream.height)
-            return max(1, int((film.duration or 0) * FPS / av.time_base))
+            # one at 0, 1/FPS, ...; a header may say a little too much
+            return max(1, math.ceil((film.duration or 0) * FPS / av.time_base - 0.01))
 
     def clips(self, size, count):
         pictures, clips = read_frames(self.open(), FPS, size), []
