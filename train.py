@@ -67,8 +67,8 @@ def frames_of_step(args, step):
     return 1 if done < 0.4 else 17 if done < 0.9 else 65
 
 def micro_batches(args, step, rank, ranks):
-    """This rank's samples of a step, lists of keys (step, i, frames). Of
-    shorter clips there are more, so that tokens stay about equal."""
+    """This rank's samples of a step, lists of keys (step, i, frames). A
+    step of shorter clips has more of them, so that tokens stay about equal."""
     frames = frames_of_step(args, step)
     t, longest = latent_frames(frames), latent_frames(FRAMES[args.stage])
     n = args.batch_size // ranks * (longest // t)
@@ -116,14 +116,15 @@ def main():
     saved, resumed = starting_point(args, path)
     torch.manual_seed(args.seed)  # the same weights on every rank
 
-    # the network
+    # the network is saved; the objective returns its loss; model: the
+    # objective, in DDP where there is more than one process
     if stage == 0:
         preset = TOKENIZER_PRESETS[PRESETS[args.preset].tokenizer]
         config, digest = config_of(args, saved, preset), None
         size = config.resolution
         network = VideoTokenizer(config)
         objective = TokenizerLoss(network, args.adversarial_weight, args.perceptual_weight)
-        players = [network, objective.discriminator]
+        clipped = [network, objective.discriminator]
         compiled = [network.encoder, network.decoder]
     else:
         tokenizer, digest = tokenizer_of(args, saved, device)
@@ -136,7 +137,7 @@ def main():
         with torch.device("meta" if args.fsdp else "cpu"):
             network = objective = Llama(config)
         network.model.checkpoint_activations = args.checkpoint_activations
-        players, compiled = [network], network.model.layers
+        clipped, compiled = [network], network.model.layers
     if not args.fsdp:
         objective.to(device)
     set_threads(objective)
@@ -212,7 +213,7 @@ def main():
 
         # the optimizer step
         norms = [float(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0))
-                 for net in players]
+                 for net in clipped]
         finite = math.isfinite(sum(norms))
         if finite:
             optimizer.step()
