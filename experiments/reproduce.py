@@ -22,11 +22,11 @@ CLAIMS = {
     "fig3": ("Fig. 3", "late frames have the smaller loss", "nats"),
     "fig5": ("Fig. 5", "short to long is better for early frames", "nats"),
     "fig6": ("Fig. 6", "re-encoded frames are continued better", "nats"),
-    "fig7": ("Fig. 7", "greedy decoding makes dull land", "pixels"),
-    "fig9": ("Fig. 9", "new wordings (not longer captions) are followed, to .1", "of videos"),
+    "fig7": ("Fig. 7", "greedy land is further from the world's own", "pixels"),
+    "fig9": ("Fig. 9", "new wordings (not longer captions) are followed, within .1", "of videos"),
     "fig10": ("Fig. 10", "CVQ uses more codes", "of the codes"),
     "tab1": ("Tab. 1", "larger models are better", "nats"),
-    "length": ("Length", "5 minutes are as good as 10 s, to .1", "of videos"),
+    "length": ("Length", "5 minutes are as good as 10 s, within .1", "of videos"),
     "guidance": ("Guidance", "guidance helps to follow the text", "of videos"),
 }
 
