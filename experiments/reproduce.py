@@ -41,6 +41,8 @@ def measured(name):
 
 def number(interval):
     """[mean, low, high] -> "0.12 (0.08 to 0.16)", or three digits if that is narrow."""
+    if interval[1] == interval[2]:  # of a single number
+        return f"{interval[0]:.2f}"
     digits = 2 if interval[2] - interval[1] > 0.02 else 3
     mean, low, high = (f"{round(x, digits) + 0:.{digits}f}" for x in interval)  # no -0.00
     return f"{mean} ({low} to {high})"

@@ -20,7 +20,7 @@ from metrics import classifier, classifier_features, frechet_distance
 from sample import generate_batch
 
 # millions of parameters: width, layers, heads, inner width
-SIZES = {0.7: (96, 4, 3, 256), 2.1: (144, 8, 4, 384), 7.7: (256, 9, 8, 684)}
+SIZES = {0.7: (96, 4, 3, 256), 2.4: (144, 8, 4, 384), 7.7: (256, 9, 8, 684)}
 RATES = 1e-3, 2e-3, 4e-3
 
 
@@ -65,8 +65,11 @@ def main():
             "Fréchet distance": {name: [kept("tab1", ["distance", size], lambda: distance(size))
                                         ["distance"]] for name, size in zip(names, SIZES)}})
     figure, axes = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
+    axes.plot(list(SIZES), losses, ".", color="gray")
     direct_labels(axes, {"loss on fresh clips": (list(SIZES), losses.mean(1))})
     axes.set(xscale="log", xlabel="million parameters", ylabel="nats per token")
+    axes.set_xticks(list(SIZES), SIZES, minor=False)
+    axes.minorticks_off()
     save_picture(figure, "tab1")
 
 
