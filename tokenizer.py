@@ -48,7 +48,7 @@ class TokenizerConfig:
             raise ValueError("a tokenizer has four levels (8x8x4) and 1 to 65536 codes")
 
 TOKENIZER_PRESETS = {
-    # sees little around each token but at the coarsest level, for speed
+    # sees little around each token but at the coarsest level
     "toy": TokenizerConfig(
         resolution=64, codebook_size=1024, base_channels=16,
         multipliers=(1, 2, 3, 6), encoder_blocks=(0, 1, 1, 2),
