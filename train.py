@@ -382,11 +382,12 @@ def open_log(args, start):
             writer.add_scalar(f"{args.stage}/{name}", x, line["step"])
     return log
 
-# the presets' numbers are flags, unless a tokenizer or FRAMES fixes them
+# the presets' numbers are flags, unless a tokenizer or FRAMES fixes them or
+# they are sample.py's
 FLAGS = {f.name: f.type for config in (ModelConfig, TokenizerConfig)
          for f in dataclasses.fields(config)
          if f.type is not str and f.name not in (
-             "frames", "text_vocab", "video_vocab", "latent_shape")}
+             "frames", "text_vocab", "video_vocab", "latent_shape", "cfg_scale", "temperature")}
 
 def parse():
     p = argparse.ArgumentParser(description="The four trainings.")

