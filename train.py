@@ -158,7 +158,7 @@ def main():
     del saved  # it holds a copy of the weights
     model = objective
     if ranks > 1 and not args.fsdp:
-        model = DistributedDataParallel(objective, broadcast_buffers=False)
+        model = DistributedDataParallel(objective, forward_sync_buffers=False)
 
     # the data
     clips, validation = (Clips(args.images, args.videos, args.seed, stage, size, val)
