@@ -34,17 +34,17 @@ from tokenizer import SHIPPED, autocast, load_tokenizer, read_checkpoint, set_th
 
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
 
-def next_codes(model, tokens, cache, scale, temperature, noise):
-    """Feed tokens (B, n), or (2B, n) with guidance, and draw the codes that
-    follow the last W of them, (B, W) int64. noise (B, W, k) is drawn from
-    Exp(1), so that argmax(p / noise) is a draw from p (the exponential race)."""
-    B, W, k = noise.shape
+def next_codes(model, tokens, cache, scale, top_k, temperature, noise):
+    """Feed tokens (B, n), or (2B, n) with guidance, and draw the codes that follow
+    the last W of them, (B, W) int64. noise (B, W, video_vocab) is drawn from Exp(1),
+    so that argmax(p / noise) is a draw from p (the exponential race)."""
+    B, W, _ = noise.shape
     logits = model.next_logits(tokens, cache, W)
     if len(logits) == 2 * B:  # guided: with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
-    best, codes = torch.topk(logits / temperature, k)
-    drawn = (best.softmax(-1) / noise).argmax(-1, keepdim=True)
+    best, codes = torch.topk(logits / temperature, top_k)
+    drawn = (best.softmax(-1) / noise.gather(2, codes)).argmax(-1, keepdim=True)
     return codes.gather(2, drawn)[..., 0]
 
 @torch.inference_mode()
@@ -59,9 +59,9 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
     is called after each pass, with all codes so far. window: see `jacobi`.
     """
     config, device = model.config, prefix.device
-    k, window = min(top_k, config.video_vocab), min(window, n)
+    top_k, window = min(top_k, config.video_vocab), min(window, n)
     B, P = prefix.shape
-    noise = torch.ones(B, n + window, k, device=device)
+    noise = torch.ones(B, n + window, config.video_vocab, device=device)
     for row, g in zip(noise, generator):
         row[:n].exponential_(generator=g)
     # the prefix, and room for the codes and for guesses beyond the end
@@ -83,7 +83,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
         if i > 0 and compiled:  # not the prefix, which has another shape
             step = compiled_next_codes(device.type == "cuda")
         cache.advance(tokens.shape[1])
-        codes = step(model, tokens, cache, scale, temperature, noise[:, i:i + W])
+        codes = step(model, tokens, cache, scale, top_k, temperature, noise[:, i:i + W])
         return codes + config.text_vocab
 
     def one_by_one():
@@ -100,12 +100,12 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
 def jacobi(draw, ids, cache, P, n, window, frame):
     """What `one_by_one` writes, in fewer passes (Jacobi decoding, our choice).
 
-    The noise is drawn beforehand, so the codes are a function of the seed and
-    can be guessed. A pass over `window` guesses draws what follows each: up to
-    the first wrong guess the codes that one at a time would give, and after it
-    better guesses for the next pass. The very first guess is the code of the
-    same place in the frame before, if there is one. Of several rows the slowest
-    decides."""
+    The noise is drawn beforehand, so the codes are a function of the seed and can
+    be guessed; each code has its own, so a small change of p seldom changes the
+    draw. A pass over `window` guesses draws what follows each: up to the first
+    wrong one the codes that one at a time would give, and after it better guesses
+    for the next pass. The very first guess is the code of the same place in the
+    frame before, if there is one. Of several rows the slowest decides."""
     done, new = 0, window
     while done < n:
         end = P + done + window
@@ -146,7 +146,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
     cfg_scale, temperature: by default the preset's. start: 5 frames to go on
     from, uint8 (5, H, W, 3). reencode=False goes on from the old tokens of the
     last 2 latent frames (Fig. 6), which had all earlier frames as context.
-    watch, window: see `generate_tokens`; the default is 16 guesses in all rows.
+    watch, window: see `generate_tokens`; the default is 32 guesses in all rows.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, h, w = config.latent_shape
@@ -154,7 +154,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
         cfg_scale = config.cfg_scale
     B, temperature = len(prompts), temperature or config.temperature
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds or range(B)]
-    window = window or max(1, 16 // B)
+    window = window or max(1, 32 // B)
     cache = KVCache(model, B * (1 + (cfg_scale != 1)), compiled, window)
     context = None if start is None else np.stack([start] * B)
     captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
@@ -250,7 +250,7 @@ def parse():
     add("--top-k", type=int, default=50)
     add("--temperature", type=float)
     add("--seed", type=int, default=0)
-    add("--window", type=int, help="guesses per pass (16); 1: plain")
+    add("--window", type=int, help="guesses per pass (32); 1: plain")
     add("--no-reencode", action="store_true", help="see Fig. 6")
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     add("--device", default="cuda" if cuda else "cpu")
@@ -270,7 +270,7 @@ def parse():
 def main():
     args = parse()
     model, tokenizer, text = load(args.ckpt, args.device)
-    set_threads(model)
+    set_threads(model, most=2)
     start = args.continue_from and read_clip(
         args.continue_from, CONTEXT, FPS, tokenizer.config.resolution, last=True)
     bar = tqdm(unit="token", leave=False)

@@ -380,9 +380,15 @@ def autocast(device, dtype=None):
     dtype = dtype or fast_dtype(device.type)
     return torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16")
 
-def set_threads(model):
-    """One thread for a small model, unless OMP_NUM_THREADS is set: on a CPU,
-    threads stall each other as soon as another process is busy."""
+def set_threads(model, most=1):
+    """For a small model on a CPU, unless OMP_NUM_THREADS is set: the number of
+    threads, at most `most`, that is fastest now. Beside another busy process
+    threads stall each other."""
+    def trial(threads):
+        torch.set_num_threads(threads)
+        return timeit.timeit(lambda: x @ x, number=1000)
+
+    x = torch.ones(128, 128)
     size = sum(p.numel() for p in model.parameters())
     if size < 20e6 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+        torch.set_num_threads(min(range(1, most + 1), key=trial))

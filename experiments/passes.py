@@ -7,7 +7,7 @@ none would, but a pass of another shape may round differently. What follows a di
 for that reason alone, so tokens up to the first one are counted.
 
     python experiments/passes.py                        # -> results/passes.json, assets/passes.png
-    python experiments/passes.py --dtype bfloat16 --windows 16
+    python experiments/passes.py --dtype bfloat16 --windows 32 --prompts 10
 """
 import argparse
 import json
@@ -45,7 +45,7 @@ def write(world, prompt, seed, start, window):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--prompts", type=int, default=20)
-    p.add_argument("--windows", type=int, nargs="+", default=[16, 4, 8, 32, 64],
+    p.add_argument("--windows", type=int, nargs="+", default=[32, 4, 8, 16, 64],
                    help="the first one's frames are gone on from")
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = p.parse_args()
