@@ -253,6 +253,22 @@ def test_one_thread_for_a_small_model_unless_told_otherwise(tiny, tmp_path):
         assert done.stdout.strip() == threads, done.stderr
 
 
+@pytest.mark.parametrize("fastest", [1, 2])
+def test_as_many_threads_as_are_fastest(fastest, loaded, monkeypatch):
+    """Where two are allowed, a trial decides: seconds that a quiet and a busy machine could take."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("timeit.timeit", lambda *args, **options: (
+        0.1 if torch.get_num_threads() == fastest else 0.2))
+    before = torch.get_num_threads()
+    try:
+        sample.set_threads(loaded[0], most=2)
+        assert torch.get_num_threads() == fastest
+        sample.set_threads(loaded[0])
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_extension_starts_from_the_reencoded_last_frames(loaded, monkeypatch):
     """The second clip is conditioned on encode(last 5 frames as written); without re-encoding on the old tokens."""
     model, tokenizer, text = loaded
