@@ -38,9 +38,8 @@ def next_codes(model, tokens, cache, scale, top_k, temperature, noise):
     """Feed tokens (B, n), or (2B, n) with guidance, and draw the codes that follow
     the last W of them, (B, W) int64. noise (B, W, video_vocab) is drawn from Exp(1),
     so that argmax(p / noise) is a draw from p (the exponential race)."""
-    B, W, _ = noise.shape
-    logits = model.next_logits(tokens, cache, W)
-    if len(logits) == 2 * B:  # guided: with the caption, then without
+    logits = model.next_logits(tokens, cache, noise.shape[1])
+    if len(logits) > len(noise):  # guided: with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
     best, codes = torch.topk(logits / temperature, top_k)
@@ -91,26 +90,31 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
             ids[:, P + i:P + i + 1] = draw(i, 1)
             yield i + 1
 
-    frame = math.prod(config.latent_shape[1:])  # tokens
-    for done in one_by_one() if window == 1 else jacobi(draw, ids, cache, P, n, window, frame):
+    guessed = jacobi(draw, ids, cache, P, n, window, *config.latent_shape[1:])
+    for done in one_by_one() if window == 1 else guessed:
         if watch:
             watch(ids[:, P:P + done] - config.text_vocab, n)
     return ids[:, P:P + n] - config.text_vocab
 
-def jacobi(draw, ids, cache, P, n, window, frame):
+def jacobi(draw, ids, cache, P, n, window, h, w):
     """What `one_by_one` writes, in fewer passes (Jacobi decoding, our choice).
 
-    The noise is drawn beforehand, so the codes are a function of the seed and can
-    be guessed; each code has its own, so a small change of p seldom changes the
-    draw. A pass over `window` guesses draws what follows each: up to the first
-    wrong one the codes that one at a time would give, and after it better guesses
-    for the next pass. The very first guess is the code of the same place in the
-    frame before, if there is one. Of several rows the slowest decides."""
+    With the noise drawn beforehand, the codes are a function of the seed and can be
+    guessed; each code has its own, so small changes of p seldom change a draw. A pass
+    over `window` guesses draws what follows each: up to the first wrong one what one
+    at a time would give, and after it better guesses for the next pass. First guessed
+    is what followed, a frame later, when the same two codes last stood one above the
+    other; else the code of the frame before. Of several rows the slowest decides."""
     done, new = 0, window
     while done < n:
         end = P + done + window
-        unknown = torch.arange(end - new, end, device=ids.device)
-        ids[:, unknown] = ids[:, (unknown - frame).clamp(min=0)]
+        places = torch.arange(end, device=ids.device)
+        before = (places - h * w).clamp(min=0)  # the same place in the frame before
+        pairs = ids[:, before] * 10**6 + ids[:, before + w]  # ids are smaller
+        known, unknown = slice(P + done), slice(end - new, end)
+        same = pairs[:, known, None] == pairs[:, None, unknown]
+        last = (same * places[known, None]).amax(1)
+        ids[:, unknown] = ids.gather(1, last.where(last > 0, before[unknown]))
         drawn = draw(done, window)
         right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
         new = min(1 + int(right[:-1].sum()), n - done)
@@ -150,8 +154,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
     """
     config, device = model.config, model.lm_head.weight.device
     longest, h, w = config.latent_shape
-    if cfg_scale is None:
-        cfg_scale = config.cfg_scale
+    cfg_scale = config.cfg_scale if cfg_scale is None else cfg_scale
     B, temperature = len(prompts), temperature or config.temperature
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds or range(B)]
     window = window or max(1, 32 // B)
@@ -176,8 +179,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, 
                                 generators, compiled, watch, cache, window)
         tokens = torch.cat([known, codes.view(B, -1, h, w)], 1)
         # in float32, one by one: in a batch, pixels may round differently
-        clip = [to_uint8(tokenizer.decode(t)) for t in tokens.split(1)]
-        clip = np.concatenate(clip)  # (B, T, H, W, 3)
+        clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])
         context = clip[:, -CONTEXT:]  # uint8, as written to a file
         yield clip[:, overlap:frames]
         made += frames - overlap
@@ -240,8 +242,7 @@ def parse():
     p = argparse.ArgumentParser(description="A prompt -> a video.")
     add, cuda = p.add_argument, torch.cuda.is_available()
     add("--prompt", default="")
-    add("--at", nargs=2, action="append", default=[],
-        metavar=("SECOND", "PROMPT"), help="cut to another scene")
+    add("--at", nargs=2, action="append", default=[], metavar=("SECOND", "PROMPT"), help="cut")
     add("--continue-from", metavar="VIDEO", help="go on from its end")
     add("--ckpt", help="folder or stageN.pt")
     add("--seconds", type=float, default=10)
@@ -283,9 +284,8 @@ def main():
         for i, (prompt, seconds) in enumerate(args.scenes):
             yield from generate(
                 model, tokenizer, text, prompt, seconds, args.seed, cfg_scale=args.cfg_scale,
-                top_k=args.top_k, temperature=args.temperature, reencode=not args.no_reencode,
-                start=None if i else start, compiled=args.compile, watch=watch,
-                window=args.window)
+                reencode=not args.no_reencode, compiled=args.compile, start=None if i else start,
+                top_k=args.top_k, temperature=args.temperature, window=args.window, watch=watch)
 
     write_video(args.out, clips())
     bar.close()
