@@ -105,13 +105,13 @@ def jacobi(draw, ids, cache, P, n, window, h, w):
     at a time would give, and after it better guesses for the next pass. First guessed
     is what followed, a frame later, when the same two codes last stood one above the
     other; else the code of the frame before. Of several rows the slowest decides."""
+    places = torch.arange(ids.shape[1], device=ids.device)
+    before = (places - h * w).clamp(min=0)  # the same place in the frame before
     done, new = 0, window
     while done < n:
         end = P + done + window
-        places = torch.arange(end, device=ids.device)
-        before = (places - h * w).clamp(min=0)  # the same place in the frame before
-        pairs = ids[:, before] * 10**6 + ids[:, before + w]  # ids are smaller
         known, unknown = slice(P + done), slice(end - new, end)
+        pairs = ids[:, before] * 10**6 + ids[:, before + w]  # ids are smaller
         same = pairs[:, known, None] == pairs[:, None, unknown]
         last = (same * places[known, None]).amax(1)
         ids[:, unknown] = ids.gather(1, last.where(last > 0, before[unknown]))
@@ -242,7 +242,7 @@ def parse():
     p = argparse.ArgumentParser(description="A prompt -> a video.")
     add, cuda = p.add_argument, torch.cuda.is_available()
     add("--prompt", default="")
-    add("--at", nargs=2, action="append", default=[], metavar=("SECOND", "PROMPT"), help="cut")
+    add("--at", nargs=2, action="append", default=[], metavar=("SECOND", "PROMPT"), help="a scene")
     add("--continue-from", metavar="VIDEO", help="go on from its end")
     add("--ckpt", help="folder or stageN.pt")
     add("--seconds", type=float, default=10)

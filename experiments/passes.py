@@ -6,7 +6,7 @@ passes for each second of video, and the first token of a clip that differs: in 
 none would, but a pass of another shape may round differently. What follows a difference differs
 for that reason alone, so tokens up to the first one are counted.
 
-    python experiments/passes.py                        # -> results/passes.json, assets/passes.png
+    python experiments/passes.py                  # -> results/passes-float32.json, assets/passes.png
     python experiments/passes.py --dtype bfloat16 --windows 32 --prompts 10
 """
 import argparse
@@ -45,7 +45,7 @@ def write(world, prompt, seed, start, window):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--prompts", type=int, default=20)
-    p.add_argument("--windows", type=int, nargs="+", default=[32, 4, 8, 16, 64],
+    p.add_argument("--windows", type=int, nargs="+", default=[32, 8, 16, 64],
                    help="the first one's frames are gone on from")
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = p.parse_args()
