@@ -1,29 +1,23 @@
 """data.py: what goes in (Sec. 4.1 "Training").
 
     captions      str -> text ids (`TextTokenizer`)
-    clips         uint8 (T, H, W, 3), T = 1 + 4k frames at 6.5 frames/s, drawn
-                  by the toy world or read from video files
+    clips         uint8 (T, H, W, 3), T = 1 + 4k frames at 6.5 frames/s
     token shards  clips encoded by tools/prepare.py, (N, t, h, w), t = 1 + k.
                   Their first 1 or 5 latent frames serve stages 1 and 2.
     samples       a pure function of (seed, stage, step, i) (`Clips`)
 
-This file knows nothing about networks.
+Below them stands the storybook, the toy world: clips drawn from rules.
+This file does not know how clips become tokens or what is learned from them.
 """
-import contextlib
-import itertools
 import json
-import math
-import tarfile
 import zlib
-from collections import deque
 from pathlib import Path
 
-import av
-import av.filter
 import numpy as np
 import tiktoken
 import torch
-from PIL import Image, ImageOps
+
+from tools.films import read_media
 
 FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
@@ -35,6 +29,15 @@ def latent_frames(frames):
 def video_frames(latents):
     """How many frames these latent frames give: 1, 5, 17 -> 1, 17, 65."""
     return 4 * latents - 3
+
+def to_float(video):
+    """uint8 (..., T, H, W, 3) -> float (..., 3, T, H, W) in [-1, 1]."""
+    return torch.as_tensor(video).movedim(-1, -4).float() / 127.5 - 1
+
+def to_uint8(video):
+    """float (..., 3, T, H, W) in [-1, 1] -> uint8 array (..., T, H, W, 3)."""
+    video = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return video.movedim(-4, -1).contiguous().cpu().numpy()
 
 class TextTokenizer:
     """Captions -> ids. kind: "bytes", or "gpt2" for the first 32000 ranks of
@@ -58,7 +61,110 @@ class TextTokenizer:
         """str -> list of ids; absurdly long ones are cut."""
         return self.bpe.encode_ordinary(caption[:4096])
 
-# ---- the toy world, a storybook: the camera follows a traveller ----
+class Clips(torch.utils.data.Dataset):
+    """Training samples: clips[step, i, frames] -> (clip, caption), drawn by
+    (seed, stage, step, i) alone.
+
+    images, videos: "toy", or folders of `Shards`, "A,B", one named twice
+    counts twice; clips of one frame are of `images`. A clip is tokens int64
+    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
+    validation: other seeds, or the last 64th of the clips.
+    """
+
+    def __init__(self, images, videos, seed, stage, resolution=64, validation=False):
+        self.images, self.videos = images, videos
+        self.seed, self.stage, self.validation = seed, stage, validation
+        self.resolution, self.opened = resolution, {}
+
+    def __getitem__(self, key):
+        step, i, frames = key
+        rng = np.random.default_rng([self.seed, self.stage, step, i, self.validation])
+        # for guidance, captions are dropped with probability 0.1 (our choice)
+        drop = rng.random() < 0.1 and not self.validation
+        source = self.images if frames == 1 else self.videos
+        if source == "toy":
+            if self.resolution != SIZE:
+                raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
+            clip, caption, _ = toy_clip(rng, frames)
+        elif self.stage == 0:
+            clip, caption = self.pixels(rng, source, frames), ""
+        else:
+            t = latent_frames(frames)
+            shards, i = self.choose(rng, source, t)
+            clip, caption = shards.tokens(i)[:t], shards[i]["caption"]
+        return clip, "" if drop else caption
+
+    def choose(self, rng, source, t):
+        """Draw a clip of at least t latent frames -> its Shards, its number."""
+        if (source, t) not in self.opened:
+            every = [some for folder in source.split(",") for some in shards_of(folder, t)]
+            if not every:
+                raise ValueError(f"{source} has no clips that long")
+            self.opened[source, t] = every
+        every = self.opened[source, t]
+        counts = np.array([len(shards) for shards in every])
+        shards = every[rng.choice(len(every), p=counts / counts.sum())]
+        n, kept = len(shards), max(1, len(shards) // 64)
+        first, end = (n - kept, n) if self.validation else (0, max(1, n - kept))
+        return shards, rng.integers(first, end)
+
+    def pixels(self, rng, source, frames):
+        """Frames of a file, from a random start: uint8 (frames, size, size, 3)."""
+        for _ in range(100):  # broken files are passed over
+            shards, i = self.choose(rng, source, latent_frames(frames))
+            try:
+                clip = shards[i]
+                start = rng.integers(max(1, clip["frames"] - frames + 1)) / FPS
+                return read_media(clip, frames, FPS, self.resolution, start)
+            except Exception as e:  # Pillow raises nearly anything
+                reason = f"{type(e).__name__}: {e}"
+        raise ValueError(f"{source}: 100 files cannot be read, the last for {reason}")
+
+class Shards:
+    """The clips of t latent frames in a folder: shards[i] -> a dict with the
+    caption and, for stage 0, the file; shards.tokens(i) -> int64 (t, h, w).
+
+    index.json           {"17": {PART: clips, ...}, "5": ..., "1": ...}
+    PART.t17.jsonl       the dicts, one per line
+    PART.t17.ends.npy    where these lines end in bytes, int64
+    PART.t17.tokens.npy  uint16 (clips, t, h, w)
+
+    Files are opened when they are needed, so that any number of clips takes
+    no time or memory at the start.
+    """
+
+    def __init__(self, folder, t, parts):
+        self.stems = [f"{folder}/{part}.t{t}" for part in parts]
+        self.counts = np.cumsum(list(parts.values()))
+
+    def __len__(self):
+        return int(self.counts[-1])
+
+    def place(self, i):
+        part = int(np.searchsorted(self.counts, i, side="right"))
+        return self.stems[part], i - (self.counts[part - 1] if part else 0)
+
+    def __getitem__(self, i):
+        stem, row = self.place(i)
+        ends = np.load(stem + ".ends.npy", mmap_mode="r")
+        with open(stem + ".jsonl", "rb") as f:
+            f.seek(ends[row - 1] if row else 0)
+            return json.loads(f.readline())
+
+    def tokens(self, i):
+        stem, row = self.place(i)
+        return np.load(stem + ".tokens.npy", mmap_mode="r")[row].astype(np.int64)
+
+def shards_of(folder, t=1):
+    """The Shards of a folder with clips of at least t latent frames."""
+    index = json.loads(Path(folder, "index.json").read_text())
+    return [Shards(folder, n, parts) for n, parts in index.items() if int(n) >= t]
+
+def read_meta(folder):
+    """What describes the clips and the tokenizer of a folder of shards."""
+    return json.loads(Path(folder, "meta.json").read_text())
+
+# ---- the storybook, the toy world: the camera follows a traveller ----
 
 SIZE = 64  # pixels
 COLORS = {"red": (220, 50, 40), "green": (40, 200, 90), "blue": (50, 90, 220),
@@ -104,8 +210,10 @@ def held_out(attributes):
 
 def toy_attributes(rng, held=False):
     """Draw six attributes, of a training triple or of a held-out one."""
-    a = {k: str(rng.choice(v)) for k, v in TOY.items()}
-    return a if held_out(a) == held else toy_attributes(rng, held)
+    while True:
+        a = {k: str(rng.choice(v)) for k, v in TOY.items()}
+        if held_out(a) == held:
+            return a
 
 def wording(rng, held=False):
     """Draw a form of caption: of the fifth that training never sees, or of
@@ -137,8 +245,9 @@ def land_heights(rng, land, n):
     return np.repeat(4 * floors, 8 * width)[64:64 + n]
 
 def paint(pictures, color, radius, start, *ends):
-    """Paint a thick stroke from start, x + yj, to an end, for each picture its
-    own, into (N, 64, 64, 4), color times opacity and opacity."""
+    """Paint a thick stroke from start to an end, for each picture its own,
+    into (N, 64, 64, 4), color times opacity and opacity. A point (x, y) is the
+    complex number x + yj, so that abs() of a difference is a distance."""
     y, x = np.indices((SIZE, SIZE)) + 0.5
     point, way = x + 1j * y - start, np.reshape(ends or start, (-1, 1, 1)) - start
     along = (point * np.conj(way)).real / np.maximum(np.abs(way) ** 2, 1)
@@ -216,210 +325,3 @@ def toy_clip(rng, frames=65, attributes=None):
         video, xs = video[:, :, ::-1].copy(), SIZE - 1 - xs
     a["box"] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
     return video, caption, a
-
-# ---- pixels of files ----
-
-VIDEOS = {"mp4", "webm", "mov", "mkv", "avi", "gif"}
-IMAGES = {"png", "jpg", "jpeg", "webp"}
-
-def read_frames(file, fps=FPS, size=128, start=0):
-    """Yield the square centre of what a video shows at 0, 1/fps, 2/fps ...
-    seconds, uint8 (size, size, 3), counted from a frame within 1/fps of
-    second `start` (in slower films: the next). file: a path or a binary file."""
-    with av.open(file) as film:
-        stream, graph = film.streams.video[0], av.filter.Graph()
-        if start:  # to the key frame before it
-            film.seek(int(start * av.time_base))
-        wide = float(stream.sample_aspect_ratio or 1)  # of a pixel
-        graph.link_nodes(
-            graph.add_buffer(template=stream),
-            graph.add("setpts", "PTS-STARTPTS"),
-            graph.add("fps", f"{fps}:round=up"),  # on screen at i / fps
-            graph.add("crop", f"min(iw\\,ih/{wide}):min(ih\\,iw*{wide}):exact=1"),
-            graph.add("scale", f"{size}:{size}:flags=area"),
-            graph.add("format", "rgb24"), graph.add("buffersink")).configure()
-        for frame in itertools.chain(in_order(film.decode(stream)), [None]):
-            if frame is not None:
-                if frame.time + 1 / fps < start:
-                    continue
-                turned = frame.rotation // 90
-            graph.push(frame)  # None: no more to come
-            with contextlib.suppress(av.BlockingIOError, av.EOFError):
-                while True:
-                    yield np.rot90(graph.pull().to_ndarray(), turned)
-
-def in_order(frames):
-    """Some old files have no presentation times (pts). Where those that ffmpeg
-    makes up go back, it uses decoding times (dts) from then on, and so do we."""
-    last, astray = -math.inf, False
-    for frame in frames:
-        astray = astray or frame.pts <= last
-        last = frame.pts
-        if astray and frame.dts is not None:
-            frame.pts = frame.dts
-        yield frame
-
-def read_clip(file, n_frames, fps=FPS, size=128, start=0, last=False):
-    """The frames from second `start` of a video file, or the last ones:
-    uint8 (n_frames, size, size, 3). Raises ValueError if there are fewer."""
-    try:
-        frames = read_frames(file, fps, size, start)
-        clip = deque(frames if last else itertools.islice(frames, n_frames), n_frames)
-    except Exception as e:  # ffmpeg raises nearly anything
-        raise ValueError(f"{file} is not a readable video: {e}") from e
-    if len(clip) < n_frames:
-        raise ValueError(f"{file} is too short for {n_frames} frames")
-    return np.stack(clip)
-
-def read_image(file, size=128):
-    """The square centre of an image, white where it is transparent, as a
-    clip of one frame: uint8 (1, size, size, 3)."""
-    picture = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture).convert("RGB")
-    return np.array(ImageOps.fit(picture, (size, size)))[None]
-
-def to_float(video):
-    """uint8 (..., T, H, W, 3) -> float (..., 3, T, H, W) in [-1, 1]."""
-    return torch.as_tensor(video).movedim(-1, -4).float() / 127.5 - 1
-
-def to_uint8(video):
-    """float (..., 3, T, H, W) in [-1, 1] -> uint8 array (..., T, H, W, 3)."""
-    video = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return video.movedim(-4, -1).contiguous().cpu().numpy()
-
-# ---- clips on disk, as tools/prepare.py writes them ----
-
-def read_meta(folder):
-    """What describes the clips and the tokenizer of a folder of shards."""
-    return json.loads(Path(folder, "meta.json").read_text())
-
-class Shards:
-    """The clips of t latent frames in a folder: shards[i] -> a dict with the
-    caption and, for stage 0, the file; shards.tokens(i) -> int64 (t, h, w).
-
-    index.json           {"17": {PART: clips, ...}, "5": ..., "1": ...}
-    PART.t17.jsonl       the dicts, a line for each clip
-    PART.t17.ends.npy    where these lines end in bytes, int64
-    PART.t17.tokens.npy  uint16 (clips, t, h, w)
-
-    All is opened when it is needed, so any number of clips takes no time or
-    memory at the start.
-    """
-
-    def __init__(self, folder, t, parts):
-        self.stems = [f"{folder}/{part}.t{t}" for part in parts]
-        self.counts = np.cumsum(list(parts.values()))
-
-    def __len__(self):
-        return int(self.counts[-1])
-
-    def place(self, i):
-        part = int(np.searchsorted(self.counts, i, side="right"))
-        return self.stems[part], i - (self.counts[part - 1] if part else 0)
-
-    def __getitem__(self, i):
-        stem, row = self.place(i)
-        ends = np.load(stem + ".ends.npy", mmap_mode="r")
-        with open(stem + ".jsonl", "rb") as f:
-            f.seek(ends[row - 1] if row else 0)
-            return json.loads(f.readline())
-
-    def tokens(self, i):
-        stem, row = self.place(i)
-        return np.load(stem + ".tokens.npy", mmap_mode="r")[row].astype(np.int64)
-
-def shards_of(folder, t=1):
-    """The Shards of a folder with clips of at least t latent frames."""
-    index = json.loads(Path(folder, "index.json").read_text())
-    return [Shards(folder, n, parts) for n, parts in index.items() if int(n) >= t]
-
-class Clips(torch.utils.data.Dataset):
-    """Training samples: clips[(step, i, frames)] -> (clip, caption), drawn
-    by (seed, stage, step, i) alone.
-
-    images, videos: "toy", or folders of `Shards`, "A,B" or with shares
-    "A:3,B:1"; clips of one frame are of `images`. A clip is tokens int64
-    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    validation: other seeds, or the last 64th of the clips. A caption may be
-    dropped, for guidance.
-    """
-
-    def __init__(self, images, videos, seed, stage, resolution=SIZE, validation=False):
-        self.images, self.videos = images, videos
-        self.seed, self.stage, self.validation = seed, stage, validation
-        self.resolution, self.opened = resolution, {}
-
-    def __getitem__(self, key):
-        step, i, frames = key
-        rng = np.random.default_rng([self.seed, self.stage, step, i, self.validation])
-        drop = rng.random() < 0.1 and not self.validation  # our choice
-        source = self.images if frames == 1 else self.videos
-        if source == "toy":
-            if self.resolution != SIZE:
-                raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
-            clip, caption, _ = toy_clip(rng, frames)
-        elif self.stage == 0:
-            clip, caption = self.pixels(rng, source, frames), ""
-        else:
-            t = latent_frames(frames)
-            shards, i = self.choose(rng, source, t)
-            clip, caption = shards.tokens(i)[:t], shards[i]["caption"]
-        return clip, "" if drop else caption
-
-    def choose(self, rng, source, t):
-        """Draw a clip of at least t latent frames -> its Shards, its number."""
-        if (source, t) not in self.opened:
-            every, weights = [], []
-            for folder, share in shares(source):
-                some = shards_of(folder, t)
-                clips = sum(map(len, some))
-                if not clips:
-                    raise ValueError(f"{folder} has no clips that long")
-                every += some
-                share = clips if share is None else share
-                weights += [share * len(x) / clips for x in some]
-            self.opened[source, t] = every, np.array(weights) / sum(weights)
-        every, p = self.opened[source, t]
-        shards = every[rng.choice(len(every), p=p)]
-        n, kept = len(shards), max(1, len(shards) // 64)
-        first, end = (n - kept, n) if self.validation else (0, max(1, n - kept))
-        return shards, rng.integers(first, end)
-
-    def pixels(self, rng, source, frames):
-        """Frames of a file, from a random start: uint8 (frames, size, size, 3)."""
-        for _ in range(100):  # broken files are passed over
-            shards, i = self.choose(rng, source, latent_frames(frames))
-            try:
-                clip = shards[i]
-                if ending(clip["name"]) in IMAGES:
-                    return read_image(open_media(clip), self.resolution)
-                start = rng.integers(max(1, clip["frames"] - frames + 1)) / FPS
-                return read_clip(open_media(clip), frames, size=self.resolution, start=start)
-            except Exception as e:  # Pillow, too, raises nearly anything
-                reason = f"{type(e).__name__}: {e}"
-        raise ValueError(f"{source}: 100 files cannot be read, the last for {reason}")
-
-def shares(source):
-    """"A:3,B:1" -> [("A", 3.0), ("B", 1.0)]; "A,B" -> [("A", None), ("B", None)],
-    which count by their clips."""
-    found = []
-    for folder in source.split(","):
-        name, _, share = folder.rpartition(":")
-        number = name and share.replace(".", "", 1).isdecimal()
-        found.append((name, float(share)) if number else (folder, None))
-    if len({share is None for _, share in found}) == 2:
-        raise ValueError(f"{source}: give every folder a share, or none")
-    return found
-
-def open_media(clip):
-    """{"file": path} -> the path; with "offset" and "size", as in a tar
-    file -> these bytes, as a binary file."""
-    if "offset" not in clip:
-        return clip["file"]
-    member = tarfile.TarInfo()
-    member.offset_data, member.size = clip["offset"], clip["size"]
-    return tarfile.open(clip["file"], "r:").extractfile(member)
-
-def ending(path):
-    return Path(path).suffix[1:].lower()

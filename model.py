@@ -16,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+
 @dataclass
 class ModelConfig:
     """By default the paper's 700M model; its shape is our choice."""
@@ -29,15 +30,11 @@ class ModelConfig:
     video_vocab: int = 8192  # (Sec. 4.1)
     text_len: int = 128  # our choice: captions are cut or padded
     text_tokenizer: str = "gpt2"  # a kind of data.TextTokenizer
-    tokenizer: str = "paper"  # a preset of tokenizer.py
     latent_shape: tuple = (17, 16, 16)  # t, h, w of the longest clip
-    cfg_scale: float = 7.5  # of sampling (Sec. 4.1)
-    temperature: float = 1.0  # of sampling, our choice
 
     def __post_init__(self):
-        sizes = self.dim, self.n_layers, self.n_heads, self.ffn_dim
-        if min(sizes) < 1 or self.dim % (2 * self.n_heads):
-            raise ValueError("sizes must be positive and --dim a multiple of twice --n-heads")
+        if self.dim % (2 * self.n_heads):
+            raise ValueError("--dim must be a multiple of twice --n-heads")
 
     @property
     def max_len(self):
@@ -54,9 +51,8 @@ class ModelConfig:
 PRESETS = {
     "toy": ModelConfig(dim=192, n_layers=8, n_heads=6, ffn_dim=512,
                        text_vocab=256, video_vocab=1024, text_len=96,
-                       text_tokenizer="bytes", tokenizer="toy",
-                       latent_shape=(17, 8, 8), rope_theta=100.0,
-                       cfg_scale=1.5, temperature=0.6),
+                       text_tokenizer="bytes", latent_shape=(17, 8, 8),
+                       rope_theta=100.0),
     "700m": ModelConfig(),
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),
@@ -70,43 +66,6 @@ def prefix_tokens(config, texts):
         ids = (ids + padding)[:config.text_len]
         rows.append([config.sot, *ids, config.eot, config.soi])
     return torch.tensor(rows)
-
-class KVCache:
-    """The keys and values of earlier tokens. Attention reads the filled
-    positions, rounded up to quarters of its size if compiled, as
-    torch.compile makes a graph for each length."""
-
-    def __init__(self, model, batch, compiled=False, window=1):
-        config, like = model.config, model.lm_head.weight
-        size = config.max_len + window  # guesses may reach beyond the end
-        shape = (batch, config.n_heads, size, config.dim // config.n_heads)
-        memory = [like.new_zeros(shape) for _ in range(2 * config.n_layers)]
-        for x in memory if compiled else ():  # CUDA graphs write to it in place
-            torch._dynamo.mark_static_address(x)
-        self.k, self.v = memory[::2], memory[1::2]
-        self.block = math.ceil(size / 4) if compiled else 1
-        self.all_positions = torch.arange(size, device=like.device)
-        self.rotary = rotary(config, self.all_positions)
-        self.length = 0
-
-    def advance(self, n):
-        """Call before feeding n tokens."""
-        new = slice(self.length, self.length + n)
-        self.length += n
-        self.span = math.ceil(self.length / self.block) * self.block
-        self.positions = self.all_positions[new]
-        self.cos, self.sin = (table[new] for table in self.rotary)
-        filled = self.all_positions[:self.span]
-        past = filled <= self.positions[:, None]
-        self.mask = torch.where(past, 0, -math.inf)  # (n, span) float32
-
-    def update(self, layer, k, v):
-        """Add k, v (B, heads, n, head_dim) -> what attention reads,
-        (B, heads, span, head_dim) each."""
-        keys, values = self.k[layer], self.v[layer]
-        keys.index_copy_(2, self.positions, k)
-        values.index_copy_(2, self.positions, v)
-        return keys[:, :, :self.span], values[:, :, :self.span]
 
 def rotary(config, positions):
     """LLaMA's rotary embedding of positions (S,): cosine and sine, each
@@ -139,10 +98,8 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is None:
             x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # attention written out, in float32: faster for few queries
-            k, v = cache.update(layer, k, v)
-            scores = torch.add(cache.mask, q @ k.mT, alpha=q.shape[-1] ** -0.5)
-            x = scores.softmax(-1).to(v.dtype) @ v
+        else:
+            x = cache.attend(layer, q, k, v)
         return self.o_proj(x.transpose(1, 2).flatten(2))
 
 class MLP(nn.Module):  # SwiGLU
@@ -212,7 +169,8 @@ class Llama(nn.Module):
     def forward(self, tokens, targets=None, early_tokens=0, lambda_=0.0):
         """tokens (B, S) int64 -> logits (B, S, vocab_size). With targets
         v1 ... vL (B, L), where tokens end in <soi> v1 ... v(L-1): what
-        `weighted_loss` returns."""
+        `weighted_loss` returns. The loss is computed in here since DDP and
+        FSDP have the weights and their gradients ready for this call only."""
         x = self.model(tokens)
         if targets is None:
             return self.lm_head(x)
@@ -243,11 +201,59 @@ def weighted_loss(states, head, targets, early_tokens, lambda_):
     loss = (1 + lambda_) * early.sum(1) + late.sum(1)  # Eq. (2)
     return loss.mean() / targets.shape[1], losses.detach()
 
+# ---- speed: a cache, with which each token is fed once ----
+
+class KVCache:
+    """The keys and values of the tokens fed so far, and the attention of new
+    tokens to them: what `Attention` computes without a cache."""
+
+    def __init__(self, model, batch, window=1):
+        config, like = model.config, model.lm_head.weight
+        size = config.max_len + window  # guesses may reach beyond the end
+        shape = (batch, config.n_heads, size, config.dim // config.n_heads)
+        self.k, self.v = ([like.new_zeros(shape) for _ in range(config.n_layers)]
+                          for _ in range(2))
+        self.all_positions = torch.arange(size, device=like.device)
+        self.rotary = rotary(config, self.all_positions)
+        self.length, self.block = 0, 1
+
+    def advance(self, n):
+        """Call before feeding n tokens."""
+        new = slice(self.length, self.length + n)
+        self.length += n
+        self.span = math.ceil(self.length / self.block) * self.block
+        self.positions = self.all_positions[new]
+        self.cos, self.sin = (table[new] for table in self.rotary)
+        filled = self.all_positions[:self.span]
+        past = filled <= self.positions[:, None]
+        self.mask = torch.where(past, 0, -math.inf)  # (n, span) float32
+
+    def attend(self, layer, q, k, v):
+        """q, k, v of n new tokens -> their attention, each (B, heads, n, head_dim).
+        Written out it is faster for few queries; the softmax is in float32."""
+        self.k[layer].index_copy_(2, self.positions, k)
+        self.v[layer].index_copy_(2, self.positions, v)
+        k, v = self.k[layer][:, :, :self.span], self.v[layer][:, :, :self.span]
+        scores = torch.add(self.mask, q @ k.mT, alpha=q.shape[-1] ** -0.5)
+        return scores.softmax(-1).to(v.dtype) @ v
+
+def cache_to_compile(model, batch, window=1):
+    """A KVCache for torch.compile, which makes a graph for each length that is
+    read: by quarters there are four. CUDA graphs write to it in place."""
+    cache = KVCache(model, batch, window)
+    cache.block = math.ceil(len(cache.all_positions) / 4)
+    for x in cache.k + cache.v:
+        torch._dynamo.mark_static_address(x)
+    return cache
+
+# ---- plumbing ----
+
 def load_decoder(saved, device="cpu"):
     """The decoder of a checkpoint (from `read_checkpoint`), ready to sample:
     bfloat16, or float32 on a CPU."""
     with torch.device("meta"):  # no random weights
         model = Llama(ModelConfig(**saved["config"]))
+    model.preset = saved["args"]["preset"]
     model.load_state_dict(saved["weights"], assign=True)
     cpu = torch.device(device).type == "cpu"
     model.to(device, torch.float32 if cpu else torch.bfloat16)

@@ -15,96 +15,157 @@ This file knows nothing about training.
 """
 import argparse
 import functools
-import itertools
 import math
 import sys
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import (FPS, TextTokenizer, latent_frames, read_clip, to_float,
-                  to_uint8, video_frames)
-from model import KVCache, load_decoder, prefix_tokens
-from tokenizer import SHIPPED, autocast, load_tokenizer, read_checkpoint, set_threads
+from data import FPS, TextTokenizer, latent_frames, to_float, to_uint8, video_frames
+from model import KVCache, cache_to_compile, load_decoder, prefix_tokens
+from tokenizer import SHIPPED, load_tokenizer
+from tools import films, machine
 
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
+# Sec. 3.3, 4.1; our choice: the temperature
+PAPER = {"cfg_scale": 7.5, "top_k": 50, "temperature": 1.0}
+TOY = {"cfg_scale": 1.5, "top_k": 50, "temperature": 0.6}  # our choice
 
-def next_codes(model, tokens, cache, scale, top_k, temperature, noise):
-    """Feed tokens (B, n), or (2B, n) with guidance, and draw the codes that follow
-    the last W of them, (B, W) int64. noise (B, W, video_vocab) is drawn from Exp(1),
-    so that argmax(p / noise) is a draw from p (the exponential race)."""
+# ---- ten seconds: feed, guide, top-k, draw, append ----
+
+def next_codes(model, tokens, cache, noise, scale, top_k, temperature):
+    """Feed tokens (B, n), with guidance (2B, n), and draw the codes that follow
+    the last W of them: (B, W) int64 in 0 ... video_vocab - 1. noise (B, W,
+    video_vocab) is from Exp(1), so argmax(p / noise) is a draw from p."""
     logits = model.next_logits(tokens, cache, noise.shape[1])
-    if len(logits) > len(noise):  # guided: with the caption, then without
+    if len(logits) > len(noise):  # with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
+    top_k = min(top_k, logits.shape[-1])
     best, codes = torch.topk(logits / temperature, top_k)
-    drawn = (best.softmax(-1) / noise.gather(2, codes)).argmax(-1, keepdim=True)
-    return codes.gather(2, drawn)[..., 0]
+    race = best.softmax(-1) / noise.gather(2, codes)
+    return codes.gather(2, race.argmax(-1, keepdim=True))[..., 0]
 
 @torch.inference_mode()
-def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
-                    generator, compiled=False, watch=None, cache=None, window=1):
+def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
+                    watch=None, cache=None, step=next_codes):
     """Write the next n video tokens of each row -> codes (B, n) int64.
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
     generator: one torch.Generator per row, on the model's device. Guidance
     pairs every row with the empty caption, in one batch of 2B; cfg_scale 1
-    is no guidance. cache: an earlier call's, to be used again. watch(codes, n)
-    is called after each pass, with all codes so far. window: see `jacobi`.
+    is no guidance. watch(codes, n) is called after each pass, with all codes
+    so far. cache, step: see `writer`.
     """
-    config, device = model.config, prefix.device
-    top_k, window = min(top_k, config.video_vocab), min(window, n)
-    B, P = prefix.shape
-    noise = torch.ones(B, n + window, config.video_vocab, device=device)
-    for row, g in zip(noise, generator):
-        row[:n].exponential_(generator=g)
+    config, rows = model.config, 1 + (cfg_scale != 1)  # of each video
+    noise = draw_noise(n, config, generator)
+    scale, temperature = prefix.new_tensor([cfg_scale, temperature], dtype=torch.float32)
+    cache = cache or KVCache(model, rows * len(prefix))
+    cache.length = 0
+    tokens = prefix if rows == 1 else add_uncaptioned(prefix, config)
+    codes = prefix[:, :0]
+    for i in range(n):
+        cache.advance(tokens.shape[1])
+        draw = step if i else next_codes  # the prefix has another shape
+        new = draw(model, tokens, cache, noise[:, i:i + 1], scale, top_k, temperature)
+        codes = torch.cat([codes, new], 1)
+        tokens = (new + config.text_vocab).repeat(rows, 1)
+        if watch:
+            watch(codes, n)
+    return codes
+
+def draw_noise(n, config, generators):
+    """Exp(1) for each row, token and code: (B, n, video_vocab)."""
+    return torch.stack([torch.empty(n, config.video_vocab, device=g.device)
+                       .exponential_(generator=g) for g in generators])
+
+def add_uncaptioned(prefix, config):
+    """(B, S) -> (2B, S): below, the same with the empty caption."""
+    empty = prefix.clone()
+    empty[:, :config.text_len + 3] = prefix_tokens(config, [[]])
+    return torch.cat([prefix, empty])
+
+# ---- minutes: token re-encoding ----
+
+def generate(model, tokenizer, text, prompt, seconds=10, seed=0, **options):
+    """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60 at
+    a time, round(6.5 * seconds) in all. options: see `generate_batch`."""
+    for clips in generate_batch(model, tokenizer, text, [prompt], seconds,
+                                seeds=[seed], **options):
+        yield clips[0]
+
+@torch.inference_mode()
+def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, start=None,
+                   reencode=True, watch=None, window=None, compile=False, **sampling):
+    """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3).
+
+    start: 5 frames to go on from, uint8 (5, H, W, 3). reencode=False goes on
+    from the old tokens of the last 2 latent frames (Fig. 6), which had all
+    earlier frames as context. watch: see `generate_tokens`; window, compile:
+    see `writer`. sampling: cfg_scale, top_k, temperature, by default the preset's.
+    """
+    config, device, B = model.config, model.lm_head.weight.device, len(prompts)
+    sampling = defaults(model) | {k: x for k, x in sampling.items() if x is not None}
+    write = writer(model, B, sampling["cfg_scale"] != 1, window, compile, watch)
+    generators = [torch.Generator(device).manual_seed(s) for s in seeds or range(B)]
+    captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
+    longest, h, w = config.latent_shape
+
+    def encode(frames):  # uint8 (B, 5, H, W, 3) -> tokens (B, 2, h, w)
+        with machine.autocast(device):
+            return tokenizer.encode(to_float(frames).to(device))
+
+    # of the next clip: latent frames that are known, frames that were shown
+    known, shown = captions.new_empty(B, 0, h, w), 0
+    if start is not None:
+        known, shown = encode(np.stack([start] * B)), CONTEXT
+    left = round(FPS * seconds)  # frames to be shown
+    while left > 0:
+        end = min(video_frames(longest), shown + left)
+        new = latent_frames(end) - known.shape[1]
+        prefix = torch.cat([captions, known.flatten(1) + config.text_vocab], 1)
+        codes = write(model, prefix, new * h * w, generator=generators, **sampling)
+        tokens = torch.cat([known, codes.view(B, new, h, w)], 1)
+        # in float32, one by one: in a batch, pixels may round differently
+        clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])
+        yield clip[:, shown:end]
+        left -= end - shown
+        known, shown = tokens[:, -latent_frames(CONTEXT):], CONTEXT
+        if reencode and left > 0:
+            known = encode(clip[:, -CONTEXT:])  # uint8, as written to a file
+
+# ---- speed: guess many tokens, check them in one pass ----
+
+@torch.inference_mode()
+def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
+           watch=None, cache=None, step=next_codes, window=32):
+    """What `generate_tokens` writes, in fewer passes (Jacobi decoding, our choice).
+
+    With the noise drawn beforehand, the codes are a function of the seed and
+    can be guessed. A pass over `window` guesses draws what follows each: up to
+    the first wrong one what one at a time would give, after it better guesses
+    for the next pass. Each code has its own noise, so that small changes of p
+    seldom change a draw. Of several rows the slowest decides. A first guess
+    comes from three cells:
+
+        frame before   this frame     When a last stood above b, what came
+             a             ?          in a's place a frame later? That is
+             b                        guessed again, or else a.
+
+    (Below the last row stands the first of the next frame, which is known, too.)
+    """
+    config, rows = model.config, 1 + (cfg_scale != 1)
+    _, h, w = config.latent_shape
+    P, window = prefix.shape[1], min(window, n)
+    noise = F.pad(draw_noise(n, config, generator), (0, 0, 0, window), value=1.0)
+    scale, temperature = prefix.new_tensor([cfg_scale, temperature], dtype=torch.float32)
+    cache = cache or KVCache(model, rows * len(prefix), window)
+    cache.length = 0
     # the prefix, and room for the codes and for guesses beyond the end
     ids = F.pad(prefix, (0, n + window), value=config.text_vocab)
-    guided = cfg_scale != 1
-    cache = cache or KVCache(model, B * (1 + guided), compiled, window)
-    cache.length = 0
-    # as tensors, so that what is compiled serves every value
-    scale, temperature = torch.tensor([cfg_scale, temperature], device=device)
-
-    def draw(i, W):
-        """Feed what the cache lacks -> ids of the codes i ... i + W - 1, each
-        drawn as if the ids before it were right."""
-        tokens, step = ids[:, cache.length:P + i + W - 1], next_codes
-        if guided:
-            tokens = torch.cat([tokens, tokens])
-        if i == 0 and guided:
-            tokens[B:, :config.text_len + 3] = prefix_tokens(config, [[]])
-        if i > 0 and compiled:  # not the prefix, which has another shape
-            step = compiled_next_codes(device.type == "cuda")
-        cache.advance(tokens.shape[1])
-        codes = step(model, tokens, cache, scale, top_k, temperature, noise[:, i:i + W])
-        return codes + config.text_vocab
-
-    def one_by_one():
-        for i in range(n):
-            ids[:, P + i:P + i + 1] = draw(i, 1)
-            yield i + 1
-
-    guessed = jacobi(draw, ids, cache, P, n, window, *config.latent_shape[1:])
-    for done in one_by_one() if window == 1 else guessed:
-        if watch:
-            watch(ids[:, P:P + done] - config.text_vocab, n)
-    return ids[:, P:P + n] - config.text_vocab
-
-def jacobi(draw, ids, cache, P, n, window, h, w):
-    """What `one_by_one` writes, in fewer passes (Jacobi decoding, our choice).
-
-    With the noise drawn beforehand, the codes are a function of the seed and can be
-    guessed; each code has its own, so small changes of p seldom change a draw. A pass
-    over `window` guesses draws what follows each: up to the first wrong one what one
-    at a time would give, and after it better guesses for the next pass. First guessed
-    is what followed, a frame later, when the same two codes last stood one above the
-    other; else the code of the frame before. Of several rows the slowest decides."""
     places = torch.arange(ids.shape[1], device=ids.device)
     before = (places - h * w).clamp(min=0)  # the same place in the frame before
     done, new = 0, window
@@ -115,76 +176,40 @@ def jacobi(draw, ids, cache, P, n, window, h, w):
         same = pairs[:, known, None] == pairs[:, None, unknown]
         last = (same * places[known, None]).amax(1)
         ids[:, unknown] = ids.gather(1, last.where(last > 0, before[unknown]))
-        drawn = draw(done, window)
+
+        tokens = ids[:, :end - 1]
+        if done:
+            tokens = tokens[:, cache.length:].repeat(rows, 1)
+        elif rows == 2:
+            tokens = add_uncaptioned(tokens, config)
+        cache.advance(tokens.shape[1])
+        draw = step if done else next_codes
+        drawn = config.text_vocab + draw(
+            model, tokens, cache, noise[:, done:done + window], scale, top_k, temperature)
         right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
         new = min(1 + int(right[:-1].sum()), n - done)
         ids[:, P + done:end] = drawn
         done += new
         cache.length = P + done - 1  # the rest is written over
-        yield done
+        if watch:
+            watch(ids[:, P:P + done] - config.text_vocab, n)
+    return ids[:, P:P + n] - config.text_vocab
 
-@functools.cache
-def compiled_next_codes(gpu):
-    """`next_codes` compiled: a CUDA graph on a GPU, C++ on a CPU, with the
-    weights joined (q, k and v are one product) in a faster layout."""
-    torch._dynamo.config.recompile_limit = 64
-    torch._inductor.config.freezing = not gpu
-    torch._inductor.config.cpp_wrapper = not gpu
-    torch._inductor.config.cpp.enable_concat_linear = True
-    return torch.compile(next_codes, fullgraph=True, dynamic=False,
-                         mode="reduce-overhead" if gpu else "default")
-
-def generate(model, tokenizer, text, prompt, seconds=10, seed=0, **options):
-    """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60 at
-    a time, round(6.5 * seconds) in all. options: see `generate_batch`."""
-    for clips in generate_batch(model, tokenizer, text, [prompt], seconds,
-                                seeds=[seed], **options):
-        yield clips[0]
-
-@torch.inference_mode()
-def generate_batch(model, tokenizer, text, prompts, seconds=10, cfg_scale=None, top_k=50,
-                   temperature=None, seeds=None, reencode=True, start=None, compiled=False,
-                   watch=None, window=None):
-    """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3).
-
-    cfg_scale, temperature: by default the preset's. start: 5 frames to go on
-    from, uint8 (5, H, W, 3). reencode=False goes on from the old tokens of the
-    last 2 latent frames (Fig. 6), which had all earlier frames as context.
-    watch, window: see `generate_tokens`; the default is 32 guesses in all rows.
-    """
-    config, device = model.config, model.lm_head.weight.device
-    longest, h, w = config.latent_shape
-    cfg_scale = config.cfg_scale if cfg_scale is None else cfg_scale
-    B, temperature = len(prompts), temperature or config.temperature
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds or range(B)]
+def writer(model, B, guided, window, compile, watch):
+    """`jacobi` with `window` guesses, by default 32 in all rows, or with 1
+    `generate_tokens`: with one cache for all clips of B videos, and with
+    `next_codes` compiled or not."""
     window = window or max(1, 32 // B)
-    cache = KVCache(model, B * (1 + (cfg_scale != 1)), compiled, window)
-    context = None if start is None else np.stack([start] * B)
-    captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
-    tokens, made, total = None, 0, round(FPS * seconds)
-    while made < total:
-        # what is known: nothing, or the last 5 frames as 2 latent frames
-        known = torch.empty(B, 0, h, w, dtype=torch.int64, device=device)
-        if tokens is not None and not reencode:
-            known = tokens[:, -latent_frames(CONTEXT):]
-        elif context is not None:
-            with autocast(device):
-                known = tokenizer.encode(to_float(context).to(device))
-        # what this clip lacks; `frames` counts the known ones, too
-        overlap = 0 if context is None else CONTEXT
-        frames = min(video_frames(longest), overlap + total - made)
-        n = (latent_frames(frames) - known.shape[1]) * h * w
-        prefix = torch.cat([captions, known.flatten(1) + config.text_vocab], 1)
-        codes = generate_tokens(model, prefix, n, cfg_scale, top_k, temperature,
-                                generators, compiled, watch, cache, window)
-        tokens = torch.cat([known, codes.view(B, -1, h, w)], 1)
-        # in float32, one by one: in a batch, pixels may round differently
-        clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])
-        context = clip[:, -CONTEXT:]  # uint8, as written to a file
-        yield clip[:, overlap:frames]
-        made += frames - overlap
+    cache = (cache_to_compile if compile else KVCache)(model, B * (1 + guided), window)
+    step, device = next_codes, model.lm_head.weight.device.type
+    if compile:
+        step = machine.compiled(next_codes, device)
+    how = {"watch": watch, "cache": cache, "step": step}
+    if window == 1:
+        return functools.partial(generate_tokens, **how)
+    return functools.partial(jacobi, window=window, **how)
 
-# ---- plumbing: loading, writing, arguments ----
+# ---- plumbing: loading, arguments ----
 
 def load(path=None, device="cpu"):
     """A trained model: (Llama, VideoTokenizer, TextTokenizer).
@@ -196,7 +221,7 @@ def load(path=None, device="cpu"):
     if path.is_dir():
         stages = [path / f"stage{i}.pt" for i in (3, 2, 1)]
         path = next(filter(Path.exists, stages), stages[0])
-    saved, folder = read_checkpoint(path, "stage"), path.parent
+    saved, folder = machine.read_checkpoint(path, "stage"), path.parent
     own = (folder / "tokenizer.pt").exists()
     tokenizer, digest = load_tokenizer(folder if own else None, device)
     if saved["tokenizer_hash"] != digest:
@@ -204,57 +229,28 @@ def load(path=None, device="cpu"):
     model = load_decoder(saved, device)
     return model, tokenizer, TextTokenizer(model.config.text_tokenizer)
 
-def write_video(path, clips, fps=FPS):
-    """Write clips, each uint8 (T, H, W, 3), to an .mp4 of `fps` frames/s. It
-    grows as NAME.part.mp4, which plays even after a crash, and gets its own
-    name at the end or when interrupted."""
-    part, written = Path(path).with_suffix(".part.mp4"), 0
-    options = {"movflags": "hybrid_fragmented", "frag_duration": "1000000",
-               "flush_packets": "1"}
-    try:
-        with av.open(part, "w", options=options) as file:
-            # zerolatency, or x264 would keep the last seconds to itself
-            stream = file.add_stream("libx264", Fraction(fps), pix_fmt="yuv420p",
-                                     thread_count=1, options={"tune": "zerolatency"})
-            for frame in itertools.chain.from_iterable(clips):
-                if not written:
-                    stream.height, stream.width = frame.shape[:2]
-                picture = av.VideoFrame.from_ndarray(frame, "rgb24")
-                file.mux(stream.encode(picture))
-                written += 1
-            file.mux(stream.encode() if written else [])
-    finally:
-        if written:
-            part.replace(path)
-            print(f"{written} frames -> {path}")
-        else:
-            part.unlink(missing_ok=True)
-
-def check_out(path, source=None):
-    """Refuse an --out that would overwrite the video `source`."""
-    if not path.endswith(".mp4"):
-        raise ValueError("--out must end in .mp4")
-    written = Path(path), Path(path).with_suffix(".part.mp4")
-    if source and Path(source).resolve() in [p.resolve() for p in written]:
-        raise ValueError(f"--out would replace {source}")
+def defaults(model):
+    """The numbers of sampling of a loaded model's preset."""
+    return TOY if model.preset == "toy" else PAPER
 
 def parse():
     p = argparse.ArgumentParser(description="A prompt -> a video.")
-    add, cuda = p.add_argument, torch.cuda.is_available()
+    add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("--prompt", default="")
-    add("--at", nargs=2, action="append", default=[], metavar=("SECOND", "PROMPT"), help="a scene")
+    add("--at", nargs=2, action="append", default=[], help="a scene",
+        metavar=("SECOND", "PROMPT"))
     add("--continue-from", metavar="VIDEO", help="go on from its end")
     add("--ckpt", help="folder or stageN.pt")
     add("--seconds", type=float, default=10)
     add("--out", default="sample.mp4", metavar="VIDEO.mp4")
     add("--cfg-scale", type=float, help="guidance")
-    add("--top-k", type=int, default=50)
+    add("--top-k", type=int)
     add("--temperature", type=float)
     add("--seed", type=int, default=0)
     add("--window", type=int, help="guesses per pass (32); 1: plain")
-    add("--no-reencode", action="store_true", help="see Fig. 6")
-    add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
-    add("--device", default="cuda" if cuda else "cpu")
+    add("--no-reencode", action="store_true", help="go on from old tokens")
+    add("--compile", action=switch, default=machine.DEVICE == "cuda")
+    add("--device", default=machine.DEVICE)
     args = p.parse_args()
     positive = args.top_k, FPS * args.seconds - 0.5, args.temperature, args.window
     if not all(x is None or 0 < x < math.inf for x in positive):
@@ -264,15 +260,20 @@ def parse():
     cuts = [0, *(np.round(FPS * float(second)) / FPS for second, _ in args.at), args.seconds]
     if cuts != sorted(set(cuts)):
         raise ValueError("--at needs seconds that grow, between 0 and --seconds")
-    args.scenes = zip([args.prompt, *(prompt for _, prompt in args.at)], np.diff(cuts))
-    check_out(args.out, args.continue_from)
+    prompts = [args.prompt, *(prompt for _, prompt in args.at)]
+    args.scenes = list(zip(prompts, np.diff(cuts)))
+    films.check_out(args.out, args.continue_from)
     return args
 
 def main():
     args = parse()
     model, tokenizer, text = load(args.ckpt, args.device)
-    set_threads(model, most=2)
-    start = args.continue_from and read_clip(
+    machine.set_threads(model, most=2)
+    for prompt, _ in args.scenes:
+        if len(text.encode(prompt)) > model.config.text_len:
+            print(f"of this prompt {model.config.text_len} text tokens are read: {prompt}",
+                  file=sys.stderr)
+    start = args.continue_from and films.read_clip(
         args.continue_from, CONTEXT, FPS, tokenizer.config.resolution, last=True)
     bar = tqdm(unit="token", leave=False)
 
@@ -281,13 +282,14 @@ def main():
         bar.update(codes.shape[1] - bar.n)
 
     def clips():
-        for i, (prompt, seconds) in enumerate(args.scenes):
+        for i, (prompt, seconds) in enumerate(args.scenes):  # each with its own noise
             yield from generate(
-                model, tokenizer, text, prompt, seconds, args.seed, cfg_scale=args.cfg_scale,
-                reencode=not args.no_reencode, compiled=args.compile, start=None if i else start,
-                top_k=args.top_k, temperature=args.temperature, window=args.window, watch=watch)
+                model, tokenizer, text, prompt, seconds, args.seed + i, watch=watch,
+                start=None if i else start, reencode=not args.no_reencode,
+                window=args.window, compile=args.compile, cfg_scale=args.cfg_scale,
+                top_k=args.top_k, temperature=args.temperature)
 
-    write_video(args.out, clips())
+    films.write_video(args.out, clips(), FPS)
     bar.close()
 
 if __name__ == "__main__":

@@ -13,17 +13,15 @@ first 5 latent frames of a clip are those of its first 17 frames.
 2. Norms see one position at a time; a GroupNorm would see the future.
 3. The first frame stays alone: stride 2 turns 1 + 2k frames into 1 + k.
 """
-import functools
-import hashlib
-import os
-import timeit
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+
+from tools import machine
+
 
 @dataclass
 class TokenizerConfig:
@@ -40,12 +38,8 @@ class TokenizerConfig:
     encoder_kernels: tuple = (3, 3, 3, 3)
 
     def __post_init__(self):
-        levels = (self.multipliers, self.encoder_blocks,
-                  self.decoder_blocks, self.encoder_kernels)
-        sizes = self.base_channels, self.code_dim, self.codebook_size
-        if ({*map(len, levels)} != {4} or sorted(self.temporal) != [0, 1, 1]
-                or min(sizes) < 1 or self.codebook_size > 65536):
-            raise ValueError("a tokenizer has four levels (8x8x4) and 1 to 65536 codes")
+        if not 0 < self.codebook_size <= 65536:
+            raise ValueError("tokens are stored in 16 bits: 1 to 65536 codes")
 
 TOKENIZER_PRESETS = {
     # sees little around each token but at the coarsest level
@@ -147,7 +141,7 @@ class Decoder(nn.Module):
         super().__init__()
         dims = [config.base_channels * m for m in config.multipliers]
         self.conv_in = CausalConv3d(config.code_dim, dims[-1])
-        self.adaptive = nn.ModuleList()
+        self.adaptive = nn.ModuleList()  # these three from coarse to fine
         self.levels = nn.ModuleList()
         self.up = nn.ModuleList()
         for level in (3, 2, 1, 0):
@@ -164,18 +158,20 @@ class Decoder(nn.Module):
     def forward(self, latent):
         """Quantized latents (B, code_dim, t, h, w) -> video."""
         x = self.conv_in(latent)
-        for level in range(4):
-            x = self.levels[level](self.adaptive[level](x, latent))
-            if level < 3:
-                up = self.up[level]
+        for norm, blocks, up in zip(self.adaptive, self.levels, [*self.up, None]):
+            x = blocks(norm(x, latent))
+            if up:
                 x = up(x)
                 latent = F.interpolate(latent, scale_factor=up.factors)
                 latent = latent[:, :, -x.shape[2]:]  # as x, without the first
         return self.conv_out(F.silu(self.norm_out(x)))
 
 class ClusteringVQ(nn.Module):
-    """Vector quantization that moves unused codes to the latents
-    (Zheng & Vedaldi, ICCV 2023), on the unit sphere (our choice)."""
+    """Vector quantization that moves unused codes to latents (Zheng & Vedaldi,
+    ICCV 2023). Latents and codes have length 1 (our choice).
+
+    `forward` quantizes; `reinitialize` moves codes, once per optimizer step,
+    as it counts the latents of all micro-batches on all ranks."""
 
     def __init__(self, codebook_size, code_dim, commitment=0.25,
                  decay=0.99):
@@ -214,7 +210,7 @@ class ClusteringVQ(nn.Module):
 
         n_k of the n latents chose code k. All ranks draw the same anchors.
         """
-        latents, tokens = (of_all_ranks(torch.cat(x)) for x in zip(*self.seen))
+        latents, tokens = (machine.of_all_ranks(torch.cat(x)) for x in zip(*self.seen))
         self.seen = []
         if not finite:
             return
@@ -228,18 +224,11 @@ class ClusteringVQ(nn.Module):
         self.codebook.copy_((1 - a) * codes + a * anchors)
 
     def anchors(self, latents, codes, tokens, generator):
-        """A latent for each code, (M, C), drawn in proportion to its quantization error
-        (our choice: new codes go where the picture is wrong)."""
+        """A latent for each code, (M, C), drawn in proportion to its error (our
+        choice: new codes go where the picture is wrong)."""
         errors = (latents - codes[tokens]).square().sum(1) + 1e-9
-        rows = torch.multinomial(errors.cpu(), len(codes), replacement=True, generator=generator)
+        rows = torch.multinomial(errors.cpu(), len(codes), True, generator=generator)
         return latents[rows]
-
-def of_all_ranks(x):
-    if not dist.is_initialized():
-        return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)
 
 # ---- the tokenizer, and how it is trained ----
 
@@ -299,14 +288,8 @@ class TokenizerLoss(nn.Module):
         self.discriminator = Discriminator(tokenizer.config.base_channels)
         self.adversarial_weight = adversarial_weight
         self.perceptual_weight = perceptual_weight
-        if perceptual_weight:
-            import lpips
-            try:
-                net = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False)
-            except OSError as e:
-                raise ValueError(f"lpips cannot fetch VGG's weights ({e}): see "
-                                 "docs/scaling.md, or --perceptual-weight 0") from e
-            self.lpips = [net]  # a list hides it from the optimizer
+        if perceptual_weight:  # a list hides it from the optimizer
+            self.lpips = [machine.lpips_network()]
 
     def forward(self, video, adversarial):
         """video (B, 3, T, H, W) in [-1, 1] -> loss (scalar), and what to
@@ -315,80 +298,33 @@ class TokenizerLoss(nn.Module):
         recon, vq_loss, _ = self.tokenizer(video)
         recon = recon.float()
         mse = F.mse_loss(recon, video)
-        generator = vq_loss + F.l1_loss(recon, video) + 4 * mse
+        loss = vq_loss + F.l1_loss(recon, video) + 4 * mse
         if self.perceptual_weight:  # frame by frame, (B T, 3, H, W)
             a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
-            generator += self.perceptual_weight * self.lpips[0].to(a.device)(a, b).mean()
+            loss += self.perceptual_weight * self.lpips[0].to(a.device)(a, b).mean()
         logs = {"psnr": -10 * torch.log10(mse / 4), "vq": vq_loss}
-        # 0, but of all parameters: DDP expects a gradient for each
-        discriminator = sum(0 * p.sum() for p in D.parameters())
         if adversarial:
             D.requires_grad_(False)  # constant in the generator's loss
-            generator -= self.adversarial_weight * D(recon).mean()
+            loss -= self.adversarial_weight * D(recon).mean()
             D.requires_grad_(True)
             real, fake = D(video), D(recon.detach())
-            discriminator = (F.relu(1 - real) + F.relu(1 + fake)).mean()
-            logs["discriminator"] = discriminator
-        loss = logs["loss"] = generator + discriminator
+            logs["discriminator"] = (F.relu(1 - real) + F.relu(1 + fake)).mean()
+            loss = loss + logs["discriminator"]
+        logs["loss"] = loss
         return loss, {name: x.detach() for name, x in logs.items()}
 
-# ---- plumbing: checkpoints, speed ----
+# ---- plumbing ----
 
 SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
-
-def read_checkpoint(path, kind):
-    """A dict that train.py saved. kind: "tokenizer", "stage1" ..., "stage"
-    for any stage. Raises ValueError for another kind or a damaged file."""
-    try:
-        checkpoint = torch.load(path, "cpu", mmap=True, weights_only=True)
-        found = checkpoint["kind"]
-    except OSError:  # no such file
-        raise
-    except Exception as e:  # whatever a damaged file raises
-        raise ValueError(f"{path} is no checkpoint or is cut short") from e
-    if not found.startswith(kind):
-        raise ValueError(f"{path} holds {found}, not {kind}")
-    return checkpoint
 
 def load_tokenizer(folder=None, device="cpu"):
     """The VideoTokenizer of a folder (None: the shipped one), and a hash of
     its weights, rounded to bfloat16 as the shipped ones are."""
     path = Path(folder or SHIPPED, "tokenizer.pt")
-    checkpoint = read_checkpoint(path, "tokenizer")
+    checkpoint = machine.read_checkpoint(path, "tokenizer")
     weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}
-    digest = hashlib.sha256()
-    for name in sorted(weights.keys() - {"vq.usage"}):
-        bits = weights[name].view(torch.int16).numpy()
-        digest.update(name.encode() + bits.tobytes())
     tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
     tokenizer.load_state_dict(weights)
     tokenizer.to(device).eval().requires_grad_(False)
-    return tokenizer, digest.hexdigest()[:16]
-
-@functools.cache
-def fast_dtype(device_type):
-    """The faster of "bfloat16" and "float32". On a CPU a trial decides."""
-    if device_type != "cpu":
-        return "bfloat16"
-    x = torch.ones(512, 512)
-    half, full = (min(timeit.repeat(lambda: a @ a, number=1))
-                  for a in (x.bfloat16(), x))
-    return "bfloat16" if half < full else "float32"
-
-def autocast(device, dtype=None):
-    """Compute in `dtype`, by default in the faster one."""
-    dtype = dtype or fast_dtype(device.type)
-    return torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16")
-
-def set_threads(model, most=1):
-    """For a small model on a CPU, unless OMP_NUM_THREADS is set: the number of
-    threads, at most `most`, that is fastest now. Beside another busy process
-    threads stall each other."""
-    def trial(threads):
-        torch.set_num_threads(threads)
-        return timeit.timeit(lambda: x @ x, number=1000)
-
-    x = torch.ones(128, 128)
-    size = sum(p.numel() for p in model.parameters())
-    if size < 20e6 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(range(1, most + 1), key=trial))
+    weights.pop("vq.usage")  # matters in training only
+    return tokenizer, machine.digest(weights)

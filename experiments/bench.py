@@ -4,7 +4,7 @@
                                            # transformers' LlamaForCausalLM
     python experiments/bench.py decode     # sampling, plain and by guessing (sample.jacobi),
                                            # beside transformers' generate
-    python experiments/bench.py reading    # data.read_clip, beside workers that only decode
+    python experiments/bench.py reading    # films.read_clip, beside workers that only decode
     python experiments/bench.py tokenizer  # encode, decode and training step, beside
                                            # diffusers' AutoencoderKLHunyuanVideo
     python experiments/bench.py gpu        # 25 minutes on an H100: what the paper's sizes take,
@@ -35,14 +35,14 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import FPS, latent_frames, read_clip  # noqa: E402
-from model import PRESETS, KVCache, Llama, ModelConfig, prefix_tokens  # noqa: E402
-from sample import generate_tokens, set_threads  # noqa: E402
-from tokenizer import (TOKENIZER_PRESETS, CausalConv3d, TokenizerLoss,  # noqa: E402
-                       VideoTokenizer)
+from data import FPS, latent_frames  # noqa: E402
+from model import PRESETS, KVCache, Llama, ModelConfig, cache_to_compile, prefix_tokens  # noqa: E402
+from sample import generate_tokens, jacobi, next_codes  # noqa: E402
+from tokenizer import TOKENIZER_PRESETS, CausalConv3d, TokenizerLoss, VideoTokenizer  # noqa: E402
+from tools.films import read_clip  # noqa: E402
+from tools.machine import DEVICE, compiled, set_threads  # noqa: E402
 from train import parameter_groups  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # 67 M parameters, 1100 tokens
 SMALL = ModelConfig(dim=512, n_layers=8, n_heads=8, ffn_dim=1408, latent_shape=(1, 1, 970))
 
@@ -71,9 +71,9 @@ def race(contenders, rounds):
 @functools.cache
 def matmul_rate():
     """FLOP/s of this machine's bfloat16 matrix products."""
-    n = 8192 if DEVICE == "cuda" else 2048
+    n = 8192 if DEVICE == "cuda" else 1024  # some CPUs need seconds for it
     a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * n ** 3 / race({"matmul": lambda: a @ b}, 20)["matmul"]
+    return 2 * n ** 3 / race({"matmul": lambda: a @ b}, 5)["matmul"]
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def llama_of_transformers(config):
 # ---------------------------------------------------------------------------
 # a training step of the decoder
 
-def lm(config, batch, rounds, compiled):
+def lm(config, batch, rounds, compile):
     """One optimizer step of the decoder: bfloat16 autocast, softmax over the
     whole vocabulary, fused AdamW, gradient clipping."""
     text, video = config.text_len + 3, math.prod(config.latent_shape)
@@ -123,7 +123,7 @@ def lm(config, batch, rounds, compiled):
     with torch.device(DEVICE):
         ours, peer = Llama(config), llama_of_transformers(config)
     set_threads(ours)
-    if compiled:  # as train.py does
+    if compile:  # as train.py does
         for layer in ours.model.layers:
             layer.compile(dynamic=False)
         ours.loss = torch.compile(ours.loss, dynamic=False)
@@ -185,10 +185,12 @@ def decode(config, steps, rounds):
     prefix = prefix_tokens(config, [list(range(config.text_len))]).to(DEVICE)
     pair = prefix.repeat(2, 1)
 
-    def write(compiled, window=1, watch=None):
-        cache = KVCache(ours, 2, compiled, window)
-        return lambda: generate_tokens(ours, prefix, steps, 7.5, 50, 1.0,
-                                       [torch.Generator(DEVICE)], compiled, watch, cache, window)
+    def write(compile, window=1, watch=None):
+        decoder = functools.partial(jacobi, window=window) if window > 1 else generate_tokens
+        cache = (cache_to_compile if compile else KVCache)(ours, 2, window)
+        step = compiled(next_codes, DEVICE) if compile else next_codes
+        return lambda: decoder(ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
+                               watch, cache, step)
 
     static = StaticCache(config=peer.config, max_cache_len=prompt + steps)
     forward = torch.compile(peer.forward, fullgraph=True, dynamic=False, mode="reduce-overhead")
@@ -221,14 +223,14 @@ def decode(config, steps, rounds):
         if "ours" in name:
             line += f", {steps / taken / limit:.0%} of the limit of reading memory"
         print(line, flush=True)
-    for compiled in (False, True):
+    for compile in (False, True):
         passes = {window: [] for window in (1, 4, 8, 16, 32)}
         for window, done in passes.items():
-            write(compiled, window, lambda codes, n: done.append(n))()
-        times = race({window: write(compiled, window) for window in passes}, rounds)
+            write(compile, window, lambda codes, n: done.append(n))()
+        times = race({window: write(compile, window) for window in passes}, rounds)
         cost = {window: times[window] / len(done) for window, done in passes.items()}
         line = ", ".join(f"{window}: {x / cost[1]:.2f}" for window, x in cost.items())
-        print(f"a pass over so many guesses, {'compiled' if compiled else 'eager'}, as a "
+        print(f"a pass over so many guesses, {'compiled' if compile else 'eager'}, as a "
               f"multiple of one token's ({1e3 * cost[1]:.1f} ms): {line}", flush=True)
 
 
@@ -321,7 +323,7 @@ def write_film(path, rng):
 
 
 def reading(rounds, films, workers=2):
-    """Films/s of data.read_clip in DataLoader workers."""
+    """Films/s of films.read_clip in DataLoader workers."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{i}.mp4" for i in range(films)]
@@ -475,16 +477,18 @@ def decoding(config, steps):
         model = Llama(config).to(torch.bfloat16).eval().requires_grad_(False)
     half = config.max_len // 2
     prefix = torch.randint(config.pad, (1, half), device=DEVICE)
-    cache = KVCache(model, 2, True, 32)
+    cache, step = cache_to_compile(model, 2, 32), compiled(next_codes, DEVICE)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()  # the weights were float32 at first
     limit = read_rate() / step_bytes(model, 2, half + steps / 2)
     found = {}
     for window in (1, 4, 8, 16, 32):
 
+        decoder = functools.partial(jacobi, window=window) if window > 1 else generate_tokens
+
         def write(n):
-            generate_tokens(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)], True,
-                            cache=cache, window=window)
+            decoder(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)], cache=cache,
+                    step=step)
 
         compiling = seconds(lambda: write(steps))
         taken = race({n: functools.partial(write, n) for n in (1, steps)}, 2)

@@ -27,8 +27,12 @@ from tqdm import tqdm
 
 # metrics first: it puts the five files on the path
 from metrics import DEVICE, FRAMES, clip, clip_score, frechet_distance, i3d, i3d_features
-from data import FPS, VIDEOS, ending, read_clip
-from sample import generate_batch, load, set_threads
+
+# isort: split
+from data import FPS
+from sample import generate_batch, load
+from tools.films import VIDEOS, ending, read_clip
+from tools.machine import set_threads
 
 
 def captioned(folder):
@@ -116,7 +120,7 @@ def main():
         batch = captions[i:i + at_once]
         seeds = range(args.seed + i, args.seed + i + len(batch))
         made = np.concatenate(list(generate_batch(
-            model, tokenizer, text, batch, args.seconds, args.cfg_scale, seeds=seeds)), 1)
+            model, tokenizer, text, batch, args.seconds, seeds, cfg_scale=args.cfg_scale)), 1)
         generated += [i3d_features(windows(video), args.i3d) for video in made]
         if args.clip != "none":
             scores.extend(clip_score(made, batch, args.clip))

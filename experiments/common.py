@@ -20,18 +20,20 @@ import torch
 
 try:
     import matplotlib
-    from matplotlib import pyplot
     from scipy import stats
 except ModuleNotFoundError as e:
     sys.exit(f"pip install {e.name}")
 
 # metrics first: it puts the five files on the path
 from metrics import DEVICE
+
+# isort: split
 from data import TOY, caption_of, latent_frames, to_float, toy_attributes, toy_clip
 from model import prefix_tokens, token_losses
 from prompts import WINDOW, analyse, is_one_piece
 from reproduce import number
-from sample import generate, load, set_threads
+from sample import generate, load
+from tools.machine import set_threads
 from train import EARLY, FRAME_RANGES
 
 matplotlib.use("Agg")

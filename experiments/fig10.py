@@ -19,9 +19,18 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 
-# common first: it puts the five files on the path
-from common import (DEVICE, FRESH, arguments, direct_labels, drawn, drawn_videos, kept, result,
-                    save_picture, trained)
+from common import (
+    DEVICE,
+    FRESH,
+    arguments,
+    direct_labels,
+    drawn,
+    drawn_videos,
+    kept,
+    result,
+    save_picture,
+    trained,
+)
 from data import to_float, to_uint8
 from reconstruct import psnr
 from tokenizer import ClusteringVQ, load_tokenizer

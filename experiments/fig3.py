@@ -18,8 +18,19 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 
-from common import (arguments, by_range, direct_labels, early_and_late, fresh_clips, frame_losses,
-                    kept, logged, ready, result, save_picture)
+from common import (
+    arguments,
+    by_range,
+    direct_labels,
+    early_and_late,
+    frame_losses,
+    fresh_clips,
+    kept,
+    logged,
+    ready,
+    result,
+    save_picture,
+)
 from data import latent_frames
 from train import EARLY, FRAME_RANGES
 
@@ -34,9 +45,10 @@ def train_and_keep(flags):
     import train
     save = train.save
 
-    def save_and_keep(path, args, config, digest, step, *rest):
-        save(path, args, config, digest, step, *rest)
-        shutil.copy(path, path.with_suffix(f".step{step}.pt"))
+    def save_and_keep(folder, about, *rest):
+        save(folder, about, *rest)
+        path = folder / f"{about['kind']}.pt"
+        shutil.copy(path, path.with_suffix(f".step{about['step']}.pt"))
 
     train.save = save_and_keep
     steps = int(flags[flags.index("--steps") + 1])

@@ -17,8 +17,21 @@ videos of 17 frames.
 import numpy as np
 from matplotlib import pyplot
 
-from common import (arguments, caption, direct_labels, drawn, drawn_clips, early_and_late,
-                    fresh_losses, kept, ready, result, sampled, save_picture, trained)
+from common import (
+    arguments,
+    caption,
+    direct_labels,
+    drawn,
+    drawn_clips,
+    early_and_late,
+    fresh_losses,
+    kept,
+    ready,
+    result,
+    sampled,
+    save_picture,
+    trained,
+)
 from data import TOY
 from prompts import analyse
 

@@ -15,8 +15,22 @@ import torch
 from matplotlib import pyplot
 from tqdm import tqdm
 
-from common import (DEVICE, arguments, caption, direct_labels, drawn, drawn_videos, frame_losses,
-                    kept, over_time, ready, result, sampled, save_picture, strips)
+from common import (
+    DEVICE,
+    arguments,
+    caption,
+    direct_labels,
+    drawn,
+    drawn_videos,
+    frame_losses,
+    kept,
+    over_time,
+    ready,
+    result,
+    sampled,
+    save_picture,
+    strips,
+)
 from data import latent_frames, to_float
 from sample import CONTEXT
 

@@ -13,8 +13,19 @@ import numpy as np
 from matplotlib import pyplot
 from tqdm import tqdm
 
-from common import (arguments, as_prompted, caption, direct_labels, drawn, kept, ready, result,
-                    sampled, save_picture, strips)
+from common import (
+    arguments,
+    as_prompted,
+    caption,
+    direct_labels,
+    drawn,
+    kept,
+    ready,
+    result,
+    sampled,
+    save_picture,
+    strips,
+)
 from prompts import invention, is_one_piece, new_land
 
 CODES = {"greedy": 1, "top-5": 5, "top-50": 50, "all codes": 1024}

@@ -11,8 +11,17 @@ import numpy as np
 from matplotlib import pyplot
 from tqdm import tqdm
 
-from common import (arguments, as_prompted, drawn, exact_bars, kept, ready, result, sampled,
-                    save_picture)
+from common import (
+    arguments,
+    as_prompted,
+    drawn,
+    exact_bars,
+    kept,
+    ready,
+    result,
+    sampled,
+    save_picture,
+)
 from data import CANONICAL, TOY, caption_of, wording
 
 

@@ -12,8 +12,11 @@ from PIL import Image, ImageDraw
 
 # metrics first: it puts the five files on the path
 from metrics import DEVICE
+
+# isort: split
 from data import FPS
-from sample import generate, load, set_threads
+from sample import generate, load
+from tools.machine import set_threads
 
 DAY, SUNSET, NIGHT = (f"a red balloon drifts right slowly past green hills {sky}"
                       for sky in ("by day", "at sunset", "at night"))

@@ -14,8 +14,17 @@ import numpy as np
 from matplotlib import pyplot
 from tqdm import tqdm
 
-from common import (arguments, as_prompted, direct_labels, drawn, kept, ready, result, sampled,
-                    save_picture)
+from common import (
+    arguments,
+    as_prompted,
+    direct_labels,
+    drawn,
+    kept,
+    ready,
+    result,
+    sampled,
+    save_picture,
+)
 from data import CANONICAL, caption_of
 
 SCALES = 1.0, 1.5, 3.0, 7.5

@@ -31,11 +31,10 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-# common first: it puts the five files on the path
 from common import DEVICE, ROOT, kept, ready, result, sampled, ten_seconds
-from data import to_float, to_uint8
+from data import FPS, to_float, to_uint8
 from gallery import save_gif
-from sample import write_video
+from tools.films import write_video
 
 WAYS = {"up and down": 0, "left and right": 1}  # the axis of movement
 GUIDANCE = 3.0  # chosen on 100 other short videos after stage 2: right .91, at 1.5 .74
@@ -86,7 +85,7 @@ def write(folder, n):
         for i in tqdm(range(count), desc=name):
             video, *said = drawn(rng, *part)
             with contextlib.redirect_stdout(None):
-                write_video(out / f"{i:05d}.mp4", [video])
+                write_video(out / f"{i:05d}.mp4", [video], FPS)
             (out / f"{i:05d}.txt").write_text(caption(*said))
     out, rng = Path(folder, "images"), np.random.default_rng(2)
     out.mkdir(exist_ok=True)

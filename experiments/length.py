@@ -10,8 +10,18 @@ import numpy as np
 from matplotlib import pyplot
 from tqdm import tqdm
 
-from common import (arguments, caption, drawn, interval, kept, over_time, ready, result, sampled,
-                    save_picture)
+from common import (
+    arguments,
+    caption,
+    drawn,
+    interval,
+    kept,
+    over_time,
+    ready,
+    result,
+    sampled,
+    save_picture,
+)
 
 
 def main():

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import TOY, to_float, toy_attributes, toy_clip  # noqa: E402
-from sample import autocast, set_threads  # noqa: E402
-from tokenizer import SHIPPED, read_checkpoint  # noqa: E402
+from tokenizer import SHIPPED  # noqa: E402
+from tools.machine import autocast, read_checkpoint, set_threads  # noqa: E402
 
 FRAMES = 16  # the usual length of a clip for FVD
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

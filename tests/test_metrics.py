@@ -137,8 +137,7 @@ def test_i3d_sees_the_first_16_frames(tmp_path):
 
 def small_clip(folder):
     """Write a tiny random CLIP and its processor to a folder."""
-    from transformers import (CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor,
-                              CLIPTokenizer)
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
     words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghij", *(c + "</w>" for c in "abcdefghij")]
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")

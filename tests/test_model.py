@@ -2,8 +2,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import (PRESETS, KVCache, Llama, ModelConfig, prefix_tokens, rotary,
-                   rotate, weighted_loss)
+from model import (
+    PRESETS,
+    KVCache,
+    Llama,
+    ModelConfig,
+    cache_to_compile,
+    prefix_tokens,
+    rotary,
+    rotate,
+    weighted_loss,
+)
 
 SMALL = ModelConfig(dim=32, n_layers=2, n_heads=4, ffn_dim=48, text_vocab=20,
                     video_vocab=30, text_len=6, latent_shape=(3, 2, 2))
@@ -81,12 +90,12 @@ def test_forward_with_targets_is_the_weighted_loss_and_its_gradient():
         assert torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_cached_decoding_equals_uncached(compiled):
+@pytest.mark.parametrize("kind", [KVCache, cache_to_compile])
+def test_cached_decoding_equals_uncached(kind):
     """The prefix at once, then two tokens, then one by one; and again over
     what the first time left in the cache."""
     model, tokens = small(), torch.randint(SMALL.vocab_size, (2, 15))
-    cache = KVCache(model, 2, compiled)
+    cache = kind(model, 2)
     rows = slice(SMALL.text_vocab, SMALL.text_vocab + SMALL.video_vocab)
     parts = tokens.split([9, 2, 1, 1, 1, 1], 1)
     expected = model(tokens)[:, [8, 10, 11, 12, 13, 14], rows]
@@ -96,11 +105,12 @@ def test_cached_decoding_equals_uncached(compiled):
             cache.advance(part.shape[1])
             steps.append(model.next_logits(part, cache))
         assert torch.allclose(torch.cat(steps, 1).double(), expected, atol=1e-5)
-        assert cache.span == (18 if compiled else 15)  # 22 = 3 blocks of 6 and 4
+        assert cache.span == (18 if kind is cache_to_compile else 15)  # 22 = 3 blocks of 6 and 4
 
 
 def test_rotary_is_hugging_faces_and_relative():
-    """Channel i pairs with channel i + half: a complex number turned by position x theta^(-i / half)."""
+    """Channel i pairs with channel i + half: a complex number turned by
+    position x theta^(-i / half)."""
     q, k = torch.randn(2, 1, 1, 1, 8).double()
 
     def turned(x, position):

@@ -1,4 +1,5 @@
-"""The page of tools/play.py: what it shows is what sample.py writes; two visitors in a real browser."""
+"""The page of tools/play.py: what it shows is what sample.py writes; two visitors in a real
+browser."""
 import base64
 import dataclasses
 import io
@@ -9,15 +10,15 @@ import threading
 import time
 
 import numpy as np
-import play
 import pytest
 import torch
-from conftest import fails
 from PIL import Image
 
+import play
+from conftest import fails
 from data import to_float
 from sample import generate, load
-from tokenizer import autocast
+from tools.machine import autocast
 
 CHROMIUM = "/usr/bin/chromium"
 DAY, SUNSET, NIGHT = (f"a red balloon drifts left slowly past green hills {when}"
@@ -136,7 +137,8 @@ RECORD = """() => {
     if (!clock) return;  // nothing yet
     const picture = clock.previousSibling.outerHTML, prompt = clock.nextSibling.data.trim();
     if (picture !== shown.at(-1)?.[0]) shown.push([picture, prompt]);
-  }).observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
+  }).observe(document.body, {
+    subtree: true, childList: true, attributes: true, characterData: true});
 }"""
 
 

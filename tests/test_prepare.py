@@ -13,11 +13,12 @@ import imageio.v3
 import numpy as np
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, command, fails, run
 from PIL import Image
 
-from data import Clips, read_clip, shards_of, to_float, toy_clip
+from conftest import ONE_THREAD, ROOT, command, fails, run
+from data import FPS, shards_of, to_float, toy_clip
 from tokenizer import load_tokenizer
+from tools.films import read_clip
 
 PREPARE = "tools/prepare.py"
 
@@ -160,7 +161,7 @@ def test_a_folder_of_anything(tiny, tmp_path, corpus, monkeypatch):
     assert not any("  " in c or "\n" in c for c in captions)
     tokenizer, _ = load_tokenizer(tiny)
     for tokens, caption in shards[17]:
-        clip = read_clip(folder / f"{caption.split()[1]}.mp4", 65, size=64)
+        clip = read_clip(folder / f"{caption.split()[1]}.mp4", 65, FPS, 64)
         assert encoded_alike(tokenizer, out, clip, tokens)
     assert "choose another" in fails(*args, "--out", out,
                                      "--clips-per-video", 2)

@@ -3,7 +3,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from tokenizer import TOKENIZER_PRESETS, ClusteringVQ, TokenizerConfig, TokenizerLoss, VideoTokenizer
+from tokenizer import (
+    TOKENIZER_PRESETS,
+    ClusteringVQ,
+    TokenizerConfig,
+    TokenizerLoss,
+    VideoTokenizer,
+)
 
 SMALL = TokenizerConfig(resolution=32, base_channels=8, multipliers=(1, 1, 2, 2),
                         encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1),
@@ -23,7 +29,8 @@ def test_shapes_and_sizes():
     tokenizer = small()
     for frames, latents in ((1, 1), (5, 2), (17, 5), (65, 17)):
         tokens = tokenizer.encode(torch.rand(2, 3, frames, 32, 32).double() * 2 - 1)
-        assert tokens.shape == (2, latents, 4, 4) and tokens.dtype == torch.int64 and tokens.max() < 64
+        assert tokens.shape == (2, latents, 4, 4) and tokens.dtype == torch.int64
+        assert tokens.max() < 64
         assert tokenizer.decode(tokens[:1]).shape == (1, 3, frames, 32, 32)
     with torch.device("meta"):
         count = {name: sum(p.numel() for p in VideoTokenizer(config).parameters())
@@ -65,7 +72,8 @@ def test_vq_takes_the_nearest_code_and_passes_gradients():
 
 
 def test_dead_codes_move_to_the_features():
-    """Features in one narrow cone: at first a few codes serve it, after the re-initialisation most do."""
+    """Features in one narrow cone: at first a few codes serve it, after the re-initialisation
+    most do."""
     vq = ClusteringVQ(64, 8)
     z = torch.tensor([1.0] + [0.0] * 7) + 0.05 * torch.randn(4, 5, 4, 4, 8)
     z = F.normalize(z, dim=-1).movedim(-1, 1)
@@ -107,7 +115,7 @@ def test_adversarial_loss_trains_each_player_for_its_own_side():
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     loss, _ = objective(video, False)
     loss.backward()
-    assert all(p.grad.abs().sum() == 0 for p in objective.discriminator.parameters())
+    assert all(p.grad is None for p in objective.discriminator.parameters())
     plain = objective.tokenizer.decoder.conv_out.weight.grad.clone()
     objective.zero_grad()
     loss, logs = objective(video, True)

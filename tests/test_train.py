@@ -1,5 +1,4 @@
 import itertools
-import json
 import math
 import os
 import resource
@@ -11,10 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, TINY, command, fails, metrics, run
 
 import model
-from sample import load
+from conftest import ONE_THREAD, ROOT, TINY, command, fails, metrics, run
 from tokenizer import SHIPPED
 from train import FRAME_RANGES, PAPER, micro_batches
 
@@ -140,8 +138,7 @@ def test_fsdp_killed_and_resumed_on_any_number_of_ranks(tiny, tmp_path):
     run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "alone",
         "--resume")  # one process, no FSDP
     assert losses(tmp_path / "alone", 3) == pytest.approx(losses(whole, 3), rel=1e-4)
-    assert "--fsdp is for" in fails("train.py", *args, "--fsdp", "--out", killed,
-                                    "--overwrite")
+    assert "needs torchrun" in fails("train.py", *args, "--fsdp", "--out", killed, "--overwrite")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -169,8 +166,8 @@ def test_two_processes_follow_one(tiny, tmp_path, stage):
 def test_micro_batches_hold_equally_many_tokens():
     """1 clip of 65 frames, 3 of 17 or 17 images at once, on each of 8 ranks."""
     def sizes(stage, step):
-        args = SimpleNamespace(stage=stage, batch_size=PAPER[stage][1], micro_batch=1,
-                               image_every=5, steps=PAPER[stage][0])
+        args = SimpleNamespace(stage=stage, batch_size=PAPER["batch_size"][stage], micro_batch=1,
+                               image_every=5, steps=PAPER["steps"][stage])
         every = [micro_batches(args, step, rank, 8) for rank in range(8)]
         keys = [key for micros in every for micro in micros for key in micro]
         assert len(set(keys)) == len(keys) and {key[2] for key in keys} == {keys[0][2]}
@@ -278,9 +275,10 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "holds tokenizer" in wrong(2, *again, "--init", tiny / "tokenizer.pt")
     classifier = f"{SHIPPED}/classifier.pt"
     assert "holds classifier" in wrong(1, "--init", classifier, out=tmp_path)
-    assert "must be positive" in wrong(1, "--n-heads", 0, out=tmp_path)
+    assert "at least 1" in wrong(1, "--n-heads", 0, out=tmp_path)
+    assert "--fsdp is for" in wrong(0, "--fsdp", out=tmp_path)
     assert "twice" in wrong(1, *again, "--dim", 30, "--n-heads", 4)
-    assert "8x8x4" in wrong(0, "--multipliers", 1, 2, out=tmp_path)
+    assert "65536 codes" in wrong(0, "--codebook-size", 70_000, out=tmp_path)
     assert "meta.json" in wrong(1, *again, "--videos", tmp_path)
     saved = torch.load(tiny / "stage1.pt", weights_only=True)
     torch.save(saved | {"step": 5}, tmp_path / "stage1.pt")

@@ -15,12 +15,11 @@ import av
 import imageio.v3
 import numpy as np
 import pytest
+
 from conftest import ONE_THREAD, command, fails, run
-from upscale import RealESRGAN, lanczos, read, refiner, upscaler, windows
-
 from data import toy_clip
-from sample import write_video
-
+from tools.films import write_video
+from upscale import RealESRGAN, lanczos, read, refiner, upscaler, windows
 
 # ---------------------------------------------------------------------------
 # windows
@@ -116,7 +115,7 @@ def test_a_source_that_fails_loses_one_window():
 # files, with --method lanczos
 
 def write(path, video, fps=6.5):
-    write_video(str(path), [video], fps)
+    write_video(path, [video], fps)
     return path
 
 
@@ -264,11 +263,16 @@ def models(tmp_path_factory):
     a ControlNet for refinement."""
     pytest.importorskip("diffusers")
     import torch
-    from diffusers import (AutoencoderKL, ControlNetModel, DDIMScheduler,
-                           DDPMScheduler, MotionAdapter,
-                           StableDiffusionPipeline,
-                           StableDiffusionUpscalePipeline,
-                           UNet2DConditionModel)
+    from diffusers import (
+        AutoencoderKL,
+        ControlNetModel,
+        DDIMScheduler,
+        DDPMScheduler,
+        MotionAdapter,
+        StableDiffusionPipeline,
+        StableDiffusionUpscalePipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")

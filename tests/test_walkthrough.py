@@ -2,8 +2,9 @@
 import os
 
 import nbformat
-from conftest import ONE_THREAD, ROOT
 from nbclient import NotebookClient
+
+from conftest import ONE_THREAD, ROOT
 
 PATH = os.path.join(ROOT, "docs", "walkthrough.ipynb")
 SHORTER = {"SECONDS = 60": "SECONDS = 12", "CLIPS = 32": "CLIPS = 4"}
@@ -28,7 +29,8 @@ def test_committed_outputs():
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
-    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    kinds = {output.output_type for output in outputs}
+    assert kinds <= {"stream", "display_data", "execute_result"}
     assert not any(output.get("name") == "stderr" for output in outputs)
     with open(PATH) as f:
         text = f.read()

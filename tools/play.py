@@ -34,8 +34,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import FPS, latent_frames, to_float, to_uint8  # noqa: E402
-from sample import CONTEXT, generate, load, set_threads  # noqa: E402
-from tokenizer import autocast  # noqa: E402
+from sample import CONTEXT, defaults, generate, load  # noqa: E402
+from tools.machine import DEVICE, autocast, set_threads  # noqa: E402
 
 PROMPTS = ["a red balloon drifts right slowly past green hills by day",
            "a yellow bird flies left quickly past a city at night",
@@ -118,12 +118,13 @@ def play(world, colors, visitor):
 
 def tiles(codes, right, colors, shape):
     """The codes of a clip so far, a list -> HTML, a picture per latent frame
-    with 8x8 pixels per code; codes[right:] are outlined."""
+    with 8x8 pixels per code. Those of the last pass are outlined, codes[right:], but for the
+    last one, which took the place of a wrong guess."""
     t, h, w = shape
     cells = np.tile(EMPTY, (t * h * w, 8, 8, 1))
     cells[:len(codes)] = colors[codes][:, None, None]
     edge = np.pad(np.zeros((6, 6), bool), 1, constant_values=True)
-    cells[right:len(codes), edge] = 255
+    cells[right:max(right, len(codes) - 1), edge] = 255
     frames = cells.reshape(t, h, w, 8, 8, 4).swapaxes(2, 3).reshape(t, 8 * h, 8 * w, 4)
     return "".join(picture(frame, "19%; margin: 0.5%") for frame in frames)
 
@@ -154,6 +155,7 @@ def page(world):
     except ImportError as e:
         raise ValueError("pip install gradio") from e
     config, colors = world[0].config, code_colors(world[1])
+    guidance, temperature = defaults(world[0]).values()
 
     with gr.Blocks(title="Loong", analytics_enabled=False) as demo:
         visitor = gr.State({"speed": 1})  # each visitor has a copy
@@ -169,8 +171,8 @@ def page(world):
                 tokens = gr.HTML(tiles([], 0, colors, config.latent_shape))
                 gr.Markdown(NOTE)
         with gr.Row():
-            controls["cfg_scale"] = gr.Slider(1, 10, config.cfg_scale, label="guidance")
-            controls["temperature"] = gr.Slider(0.1, 2, config.temperature, label="temperature")
+            controls["cfg_scale"] = gr.Slider(1, 10, guidance, label="guidance")
+            controls["temperature"] = gr.Slider(0.1, 2, temperature, label="temperature")
             controls["top_k"] = gr.Slider(1, 200, 50, step=1, label="top-k")
         with gr.Row():
             speed = gr.Slider(1, 4, 1, step=0.5, label="speed")
@@ -193,7 +195,7 @@ def main():
     add = p.add_argument
     add("--ckpt", help="folder or stageN.pt")
     add("--port", type=int)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default=DEVICE)
     args = p.parse_args()
     world = load(args.ckpt, args.device)
     set_threads(world[0])

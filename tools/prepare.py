@@ -42,10 +42,20 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import (FPS, IMAGES, SIZE, VIDEOS, ending, latent_frames,  # noqa: E402
-                  open_media, read_frames, read_image, read_meta, shards_of,
-                  to_float, to_uint8, toy_clip, video_frames)
-from tokenizer import autocast, fast_dtype, load_tokenizer  # noqa: E402
+from data import (  # noqa: E402
+    FPS,
+    SIZE,
+    latent_frames,
+    read_meta,
+    shards_of,
+    to_float,
+    to_uint8,
+    toy_clip,
+    video_frames,
+)
+from tokenizer import load_tokenizer  # noqa: E402
+from tools.films import IMAGES, VIDEOS, ending, open_media, read_frames, read_image  # noqa: E402
+from tools.machine import autocast, fast_dtype  # noqa: E402
 
 LENGTHS = (65, 17, 1)  # frames of the clips of stages 3, 2 and 1 (Sec. 3.2)
 # of torchrun, or set by hand for jobs that share the work

@@ -41,8 +41,8 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from sample import check_out, write_video  # noqa: E402
-from tokenizer import autocast  # noqa: E402
+from tools.films import check_out, write_video  # noqa: E402
+from tools.machine import DEVICE, autocast  # noqa: E402
 
 
 def windows(frames, enhance, size=16, overlap=4):
@@ -216,7 +216,7 @@ def parse():
     add("--prompt", default="", help="what the video shows")
     add("--steps", type=int, default=25, help="of each diffusion model")
     add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default=DEVICE)
     args = p.parse_args()
     if args.steps < 1 or not 0 <= args.seed < 2 ** 63:
         raise ValueError("--steps must be positive and --seed at least 0")
