@@ -107,9 +107,10 @@ def decoder_loss(objective, config, text, tokens, captions, lambda_):
 # ---- what is trained ----
 
 def tokenizer_training(args, saved, device):
-    """Stage 0 -> model, which is saved; objective, whose loss is minimized; players,
-    whose gradients are clipped apart; loss_of(objective, batch, step) -> loss, what to
-    log; size in pixels; tokenizer_hash. A batch: video uint8 (B, T, H, W, 3), captions."""
+    """Stage 0 -> model, which is saved; objective, whose loss is minimized;
+    players, whose gradients are clipped apart; loss_of(objective, batch, step)
+    -> loss, what to log; size of the clips in pixels; tokenizer_hash.
+    A batch: video uint8 (B, T, H, W, 3), captions."""
     preset = TOKENIZER_PRESETS["toy" if args.preset == "toy" else "paper"]
     model = VideoTokenizer(config_of(args, saved, preset))
     objective = TokenizerLoss(model, args.adversarial_weight, args.perceptual_weight)
@@ -128,8 +129,8 @@ def tokenizer_training(args, saved, device):
                            loss_of=loss_of, size=model.config.resolution, tokenizer_hash=None)
 
 def decoder_training(args, saved, device):
-    """Stages 1 to 3 -> the same. A batch: tokens (B, t, h, w), or video of the toy
-    world, drawn just now, uint8 (B, T, H, W, 3); captions."""
+    """Stages 1 to 3 -> the same. A batch: tokens (B, t, h, w), or of the toy
+    world video, drawn just now, uint8 (B, T, H, W, 3); captions."""
     tokenizer, digest = tokenizer_of(args, saved, device)
     size, t = tokenizer.config.resolution, latent_frames(tokenizer.config.frames)
     config = config_of(args, saved, dataclasses.replace(
@@ -175,7 +176,7 @@ def main():
     machine.set_threads(objective)
     optimizer = torch.optim.AdamW(parameter_groups(objective), lr=args.lr,
                                   betas=(0.9, 0.95), fused=True)
-    start = machine.restore(saved, resumed, training.model, objective, optimizer)
+    start = machine.restore(saved, resumed, training, optimizer)
     del saved  # it holds a copy of the weights
     if ranks > 1 and not args.fsdp:
         objective = DistributedDataParallel(objective, forward_sync_buffers=False)
@@ -240,10 +241,7 @@ def main():
             raise ValueError("10 gradients in a row are not finite: try a lower --lr")
         bar.set_postfix(loss=line["loss"], frames=frames)
         if saving:
-            about = {"kind": NAMES[args.stage], "step": step + 1, "args": machine.settings(args),
-                     "config": dataclasses.asdict(training.model.config),
-                     "tokenizer_hash": training.tokenizer_hash}
-            machine.save(args.out, about, training.model, training.objective, optimizer)
+            machine.save(args, NAMES[args.stage], step + 1, training, optimizer)
     machine.end_processes()
 
 @torch.no_grad()
@@ -293,12 +291,11 @@ def parse():
     add("--stage", type=int, choices=range(4), required=True)
     add("--preset", choices=PRESETS, default="toy")
     add("--out", type=Path, default="out", help="folder")
-    add("--videos", default="toy", metavar="A,B", help="folders that tools/prepare.py wrote")
-    add("--images", metavar="C,D", help="likewise (default: first frames of videos)")
+    add("--videos", default="toy", metavar="A,B", help="by tools/prepare.py")
+    add("--images", metavar="C,D", help="default: first frames of videos")
     add("--steps", type=int)
-    add("--batch-size", type=int, help="clips of the stage's longest length, on all devices")
-    add("--micro-batch", type=int, help="clips of 65 frames at once on a "
-        "device, or as many tokens of shorter ones")
+    add("--batch-size", type=int, help="clips of the longest length, in all")
+    add("--micro-batch", type=int, help="65-frame clips at once on a device")
     add("--lr", type=float)
     add("--warmup", type=int)
     add("--image-every", type=int, default=5, help="steps; 0 is never")
@@ -326,11 +323,13 @@ def parse():
     for name, x in (preset | {"images": args.videos}).items():
         if getattr(args, name) is None:
             setattr(args, name, x[args.stage] if isinstance(x, tuple) else x)
-    if min(x for name, x in vars(args).items() if x is not None and name in
-           {*SIZES, "steps", "batch_size", "micro_batch", "save_every"}) < 1:
+    sizes = "steps", "batch_size", "micro_batch", "save_every", *SIZES
+    if any(x is not None and x < 1 for x in map(vars(args).get, sizes)):
         raise ValueError("steps and sizes must be at least 1")
-    if min(args.image_every, args.seed) < 0 or args.fsdp and args.stage == 0:
-        raise ValueError("--image-every and --seed must be at least 0, --fsdp is for stages 1 to 3")
+    if min(args.image_every, args.seed) < 0:
+        raise ValueError("--image-every and --seed must be at least 0")
+    if args.fsdp and not args.stage:
+        raise ValueError("--fsdp is for stages 1 to 3")
     args.warmup = min(args.warmup, args.steps // 2)
     args.out.mkdir(parents=True, exist_ok=True)
     return args

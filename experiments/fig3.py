@@ -32,6 +32,7 @@ from common import (
     save_picture,
 )
 from data import latent_frames
+from tools import machine
 from train import EARLY, FRAME_RANGES
 
 
@@ -43,14 +44,14 @@ def moments(steps):
 def train_and_keep(flags):
     """train.py, keeping the weights of a few moments as stageN.stepM.pt."""
     import train
-    save = train.save
+    save = machine.save
 
-    def save_and_keep(folder, about, *rest):
-        save(folder, about, *rest)
-        path = folder / f"{about['kind']}.pt"
-        shutil.copy(path, path.with_suffix(f".step{about['step']}.pt"))
+    def save_and_keep(args, kind, step, *rest):
+        save(args, kind, step, *rest)
+        path = args.out / f"{kind}.pt"
+        shutil.copy(path, path.with_suffix(f".step{step}.pt"))
 
-    train.save = save_and_keep
+    machine.save = save_and_keep
     steps = int(flags[flags.index("--steps") + 1])
     sys.argv = ["train.py", *flags, "--save-every", str(max(1, steps // 6))]
     train.main()

@@ -8,6 +8,7 @@ of a training. It imports none of the five.
     open_log                                     metrics.jsonl
 """
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -149,8 +150,9 @@ def settings(args):
     return {k: v for k, v in vars(args).items() if k not in free}
 
 
-def restore(saved, resumed, model, objective, optimizer):
+def restore(saved, resumed, training, optimizer):
     """Load what is saved, on any number of ranks -> the first step."""
+    model, objective = training.model, training.objective
     whole = dcp.StateDictOptions(full_state_dict=True,
                                  broadcast_from_rank0=dist.is_initialized())
     if saved:
@@ -163,16 +165,19 @@ def restore(saved, resumed, model, objective, optimizer):
     return saved["step"]
 
 
-def save(folder, about, model, objective, optimizer):
-    """Add the whole state to the dict `about`, and write folder/KIND.pt on rank 0."""
+def save(args, kind, step, training, optimizer):
+    """Write the whole state to --out/KIND.pt, on rank 0."""
     whole = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    checkpoint = about | {
+    model, objective = training.model, training.objective
+    checkpoint = {
+        "kind": kind, "step": step, "args": settings(args),
+        "config": dataclasses.asdict(model.config), "tokenizer_hash": training.tokenizer_hash,
         "weights": dcp.get_model_state_dict(model, options=whole),
         "optimizer": dcp.get_optimizer_state_dict(objective, optimizer, options=whole)}
-    if about["kind"] == "tokenizer":
+    if kind == "tokenizer":
         checkpoint["discriminator"] = objective.discriminator.state_dict()
     if not (dist.is_initialized() and dist.get_rank()):
-        write_checkpoint(checkpoint, folder / f"{about['kind']}.pt")
+        write_checkpoint(checkpoint, args.out / f"{kind}.pt")
 
 
 def read_checkpoint(path, kind):
