@@ -62,19 +62,22 @@ class TextTokenizer:
         return self.bpe.encode_ordinary(caption[:4096])
 
 class Clips(torch.utils.data.Dataset):
-    """Training samples: clips[step, i, frames] -> (clip, caption), drawn by
-    (seed, stage, step, i) alone.
+    """Training samples: clips[step, i, frames] -> (clip, caption, wrong), drawn
+    by (seed, stage, step, i) alone.
 
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
-    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    validation: other seeds, or the last 64th of the clips.
+    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0. returns:
+    in this share of the longer clips some latent frames, wrong = (first, end),
+    contradict the caption, and what follows returns to it; else wrong = (0, 0).
+    validation: other seeds, or the last 64th of the clips, without returns.
     """
 
-    def __init__(self, images, videos, seed, stage, resolution=64, validation=False):
-        self.images, self.videos = images, videos
+    def __init__(self, images, videos, seed, stage, resolution=64, returns=0.0,
+                 validation=False):
+        self.images, self.videos, self.resolution = images, videos, resolution
         self.seed, self.stage, self.validation = seed, stage, validation
-        self.resolution, self.opened = resolution, {}
+        self.returns, self.opened = 0.0 if validation else returns, {}
 
     def __getitem__(self, key):
         step, i, frames = key
@@ -82,9 +85,12 @@ class Clips(torch.utils.data.Dataset):
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
         source = self.images if frames == 1 else self.videos
+        returns, wrong = frames > 1 and rng.random() < self.returns, (0, 0)
         if source == "toy":
             if self.resolution != SIZE:
                 raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
+            if returns:
+                return toy_return(rng, frames)
             clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
             clip, caption = self.pixels(rng, source, frames), ""
@@ -92,7 +98,10 @@ class Clips(torch.utils.data.Dataset):
             t = latent_frames(frames)
             shards, i = self.choose(rng, source, t)
             clip, caption = shards.tokens(i)[:t], shards[i]["caption"]
-        return clip, "" if drop else caption
+            if returns:  # a cut to another clip, and back
+                wrong, (other, j) = when_wrong(rng, t), self.choose(rng, source, t)
+                clip[slice(*wrong)] = other.tokens(j)[slice(*wrong)]
+        return clip, "" if drop else caption, wrong
 
     def choose(self, rng, source, t):
         """Draw a clip of at least t latent frames -> its Shards, its number."""
@@ -119,6 +128,12 @@ class Clips(torch.utils.data.Dataset):
             except Exception as e:  # Pillow raises nearly anything
                 reason = f"{type(e).__name__}: {e}"
         raise ValueError(f"{source}: 100 files cannot be read, the last for {reason}")
+
+def when_wrong(rng, t):
+    """Draw which of t latent frames are wrong, first ... end - 1: in half of the
+    cases from the start on, up to five, and never the last."""
+    first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
+    return first, first + int(rng.integers(1, min(6, t - first)))
 
 class Shards:
     """The clips of t latent frames in a folder: shards[i] -> a dict with the
@@ -195,14 +210,9 @@ WORDS = {  # the first are the canonical ones; of a traveller, its verbs
     "right": ["right", "to the right", "rightward"],
     "slowly": ["slowly", "gently", "at a slow pace"],
     "quickly": ["quickly", "swiftly", "at high speed"]}
-# %d: which of the WORDS; {}: the attribute they are of
-WHO = "a {color} {traveller} {verb[%d]} "
-ORDERS = [WHO + "{way[%d]} {speed[%d]} {land[%d]} {sky[%d]}",
-          WHO + "{speed[%d]} {way[%d]} {land[%d]} {sky[%d]}",
-          "{sky[%d]}, " + WHO + "{way[%d]} {speed[%d]} {land[%d]}"]
-# y of the traveller's picture
-TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48]}
-CANONICAL = ORDERS[0] % (0, 0, 0, 0, 0)
+TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48, 48]}  # y of its picture
+CLAUSES = "way", "speed", "land", "sky"
+CANONICAL = "a {color} {traveller} {verb0} {way0} {speed0} {land0} {sky0}"  # 0: the first words
 
 def held_out(attributes):
     """True for the 6 of 54 triples that training never sees."""
@@ -215,19 +225,33 @@ def toy_attributes(rng, held=False):
         if held_out(a) == held:
             return a
 
-def wording(rng, held=False):
-    """Draw a form of caption: of the fifth that training never sees, or of
-    the rest. Each attribute but the traveller may be left out."""
-    form = rng.choice(ORDERS) % tuple(rng.integers(3, size=5))
-    form = " ".join(word for word in form.split() if rng.random() < 0.85
-                    or word.startswith(("a", "{traveller", "{verb")))
-    unseen = zlib.crc32(form.encode()) % 5 == 1
-    return form if unseen == held else wording(rng, held)
+def wording(rng, held=False, dense=False):
+    """Draw a form of caption: of the fifth that training never sees, or of the
+    rest. All but the traveller may be left out; the clauses stand in any order,
+    up to two of them twice in other words. dense: all, three or four twice."""
+    while True:
+        said = [name for name in CLAUSES if dense or rng.random() < 0.85]
+        twice = rng.integers(3, 5) if dense else rng.choice(3, p=(0.6, 0.25, 0.15))
+        order = rng.permutation([*said, *rng.permutation(said)[:twice]])
+        words = {name: rng.permutation(3) for name in CLAUSES}
+        form = "a {color} {traveller}" if dense or rng.random() < 0.85 else "a {traveller}"
+        form += f" {{verb{rng.integers(3)}}}"
+        for i, name in enumerate(order):
+            again = name in order[:i]
+            clause = f"{{{name}{words[name][int(again)]}}}"
+            if i == 0 and name in ("land", "sky") and rng.random() < 0.4:
+                form = f"{clause}, {form}"
+            else:
+                form += f", {clause}" if again else f" {clause}"
+        if (zlib.crc32(form.encode()) % 5 == 1) == held:
+            return form
 
 def caption_of(attributes, form=CANONICAL):
     """-> the caption, and the names of the attributes that it states."""
-    words = {k: WORDS.get(v, v) for k, v in attributes.items()}
-    words |= {"traveller": attributes["traveller"], "verb": words["traveller"]}
+    words = {name: attributes[name] for name in ("color", "traveller")}
+    for name in ("traveller", *CLAUSES):
+        slot = "verb" if name == "traveller" else name
+        words |= {f"{slot}{i}": word for i, word in enumerate(WORDS[attributes[name]])}
     return form.format(**words), tuple(name for name in TOY if "{" + name in form)
 
 def land_heights(rng, land, n):
@@ -297,22 +321,21 @@ def draw_traveller(traveller, color, corner):
         paint(pictures, color, radius, *(corner + p for p in points))
     return pictures
 
-def toy_clip(rng, frames=65, attributes=None):
-    """Draw a clip -> uint8 (T, 64, 64, 3), its caption, its attributes.
-
-    attributes: some or all of `toy_attributes`; the others are drawn. Added
-    to them: "said", the names of those in the caption, and "box", the
-    traveller's (x0, y0, x1, y1) in pixels."""
-    a = toy_attributes(rng) | (attributes or {})
-    form = CANONICAL if rng.random() < 0.3 else wording(rng)
-    caption, a["said"] = caption_of(a, form)
+def draw_clip(seed, frames, a):
+    """The video that shows the attributes a, uint8 (T, 64, 64, 3), and the
+    traveller's box (x0, y0, x1, y1) in pixels. The seed decides what they leave
+    open, and the same whatever else they are."""
+    rng, land_rng = np.random.default_rng(seed).spawn(2)
     # all stands on the grid of tokens and goes to the right; mirrored below
-    x, y = 8 * rng.integers(1, 5), rng.choice(TOPS[a["traveller"]])
+    x, high = 8 * rng.integers(1, 5), rng.integers(2)
     places = [u for u in range(8, 57, 8) if abs(u - x - 12) >= 20]
     sky = draw_sky(rng, a["sky"], rng.choice(places) + 1j * rng.choice([8, 16]))
-    flap = draw_traveller(a["traveller"], COLORS[a["color"]], x + 1j * y)
+    corner = x + 1j * TOPS[a["traveller"]][high]
+    flap = draw_traveller(a["traveller"], COLORS[a["color"]], corner)
+    ys, xs = np.nonzero(flap[..., 3].max(0) > 0.5)
+    flap *= np.float32(a.get("opacity", 1))
     speed = SPEEDS[a["speed"]]
-    heights = land_heights(rng, a["land"], SIZE + speed * (frames - 1))
+    heights = land_heights(land_rng, a["land"], SIZE + speed * (frames - 1))
     land = draw_land(heights, a["land"], a["sky"])
     video = np.empty((frames, SIZE, SIZE, 3), np.uint8)
     for t in range(frames):
@@ -320,8 +343,36 @@ def toy_clip(rng, frames=65, attributes=None):
         for layer in (land[:, speed * t:speed * t + SIZE], flap[t % 4]):
             picture = layer + (1 - layer[..., 3:]) * picture
         video[t] = np.rint(picture[..., :3])
-    ys, xs = np.nonzero(flap[..., 3].max(0) > 0.5)
     if a["way"] == "left":  # mirrored
         video, xs = video[:, :, ::-1].copy(), SIZE - 1 - xs
-    a["box"] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+    return video, (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+def toy_clip(rng, frames=65, attributes=None):
+    """Draw a clip -> uint8 (T, 64, 64, 3), its caption, its attributes.
+
+    attributes: some or all of `toy_attributes`; the others are drawn. Added
+    to them: "said", the names of those in the caption, and the "box"."""
+    a = toy_attributes(rng) | (attributes or {})
+    form = CANONICAL if rng.random() < 0.3 else wording(rng)
+    caption, a["said"] = caption_of(a, form)
+    video, a["box"] = draw_clip(rng.integers(2 ** 62), frames, a)
     return video, caption, a
+
+def toy_return(rng, frames):
+    """Draw a clip that for a while shows something else than its caption says,
+    and then returns to it: -> video, caption, see `when_wrong`."""
+    a = toy_attributes(rng)
+    caption, said = caption_of(a, CANONICAL if rng.random() < 0.3 else wording(rng))
+    b = other = {}  # what is seen instead, maybe a faint traveller or none
+    while not b or held_out(b):
+        other = {k: x for k, x in toy_attributes(rng).items() if k in said and
+                 rng.random() < (0.4 if k in ("traveller", "color") else 0.1)}
+        b = a | other | {"opacity": rng.choice([1, 1, 1, 0.5, 0])}
+    seed = rng.integers(2 ** 62)
+    right, wrong = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
+    first, end = when_wrong(rng, latent_frames(frames))
+    rise, fall = (np.clip((np.arange(frames) - 4 * n + 4) / rng.integers(2, 7), 0, 1)
+                  for n in (first, end))  # one fades into the other
+    share = ((rise if first else 1) * (1 - fall))[:, None, None, None]
+    video = np.rint(share * wrong + (1 - share) * right).astype(np.uint8)
+    return video, caption, (first, end)

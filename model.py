@@ -50,7 +50,7 @@ class ModelConfig:
 
 PRESETS = {
     "toy": ModelConfig(dim=192, n_layers=8, n_heads=6, ffn_dim=512,
-                       text_vocab=256, video_vocab=1024, text_len=96,
+                       text_vocab=256, video_vocab=1024, text_len=144,
                        text_tokenizer="bytes", latent_shape=(17, 8, 8),
                        rope_theta=100.0),
     "700m": ModelConfig(),

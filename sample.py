@@ -8,6 +8,11 @@ the top k of the guided distribution (k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
     guided = uncond + scale * (cond - uncond)
     next   ~ softmax(top_k(guided / temperature))
 
+Strong guidance may prefer codes that neither row believes in, and one unlikely
+draw may change a video for good. So codes can be forbidden whose probability,
+with the caption, is less than `floor` times the best one's (our choice, as in
+contrastive decoding, Li et al., 2210.15097; 0 is the paper's).
+
 To go on, the clip is decoded, its last 5 frames are encoded anew as 2 latent
 frames, now without a past, as at the *start* of a clip, and the model
 writes the other 15: 60 new frames. So a minute is 390 frames in 7 clips.
@@ -30,20 +35,22 @@ from tokenizer import SHIPPED, load_tokenizer
 from tools import films, machine
 
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
-# Sec. 3.3, 4.1; our choice: the temperature
-PAPER = {"cfg_scale": 7.5, "top_k": 50, "temperature": 1.0}
-TOY = {"cfg_scale": 1.5, "top_k": 50, "temperature": 0.6}  # our choice
+# Sec. 3.3, 4.1; our choice: the temperature, the floor
+PAPER = {"cfg_scale": 7.5, "top_k": 50, "temperature": 1.0, "floor": 0.0}
+TOY = {"cfg_scale": 1.5, "top_k": 50, "temperature": 0.6, "floor": 0.0}
 
 # ---- ten seconds: feed, guide, top-k, draw, append ----
 
-def next_codes(model, tokens, cache, noise, scale, top_k, temperature):
+def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
     """Feed tokens (B, n), with guidance (2B, n), and draw the codes that follow
     the last W of them: (B, W) int64 in 0 ... video_vocab - 1. noise (B, W,
     video_vocab) is from Exp(1), so argmax(p / noise) is a draw from p."""
-    logits = model.next_logits(tokens, cache, noise.shape[1])
+    logits = cond = model.next_logits(tokens, cache, noise.shape[1])
     if len(logits) > len(noise):  # with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
+    unlikely = cond < cond.amax(-1, keepdim=True) + floor.log()
+    logits = logits.masked_fill(unlikely, -math.inf)
     top_k = min(top_k, logits.shape[-1])
     best, codes = torch.topk(logits / temperature, top_k)
     race = best.softmax(-1) / noise.gather(2, codes)
@@ -51,7 +58,7 @@ def next_codes(model, tokens, cache, noise, scale, top_k, temperature):
 
 @torch.inference_mode()
 def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
-                    watch=None, cache=None, step=next_codes):
+                    floor=0.0, watch=None, cache=None, step=next_codes):
     """Write the next n video tokens of each row -> codes (B, n) int64.
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
@@ -62,7 +69,8 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     """
     config, rows = model.config, 1 + (cfg_scale != 1)  # of each video
     noise = draw_noise(n, config, generator)
-    scale, temperature = prefix.new_tensor([cfg_scale, temperature], dtype=torch.float32)
+    scale, temperature, floor = torch.tensor(
+        [cfg_scale, temperature, floor], device=prefix.device)
     cache = cache or KVCache(model, rows * len(prefix))
     cache.length = 0
     tokens = prefix if rows == 1 else add_uncaptioned(prefix, config)
@@ -70,7 +78,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     for i in range(n):
         cache.advance(tokens.shape[1])
         draw = step if i else next_codes  # the prefix has another shape
-        new = draw(model, tokens, cache, noise[:, i:i + 1], scale, top_k, temperature)
+        new = draw(model, tokens, cache, noise[:, i:i + 1], scale, top_k, temperature, floor)
         codes = torch.cat([codes, new], 1)
         tokens = (new + config.text_vocab).repeat(rows, 1)
         if watch:
@@ -99,29 +107,34 @@ def generate(model, tokenizer, text, prompt, seconds=10, seed=0, **options):
 
 @torch.inference_mode()
 def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, start=None,
-                   reencode=True, watch=None, window=None, compile=False, **sampling):
+                   context=CONTEXT, reencode=True, watch=None, window=None, compile=False,
+                   **sampling):
     """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3).
 
-    start: 5 frames to go on from, uint8 (5, H, W, 3). reencode=False goes on
-    from the old tokens of the last 2 latent frames (Fig. 6), which had all
-    earlier frames as context. watch: see `generate_tokens`; window, compile:
-    see `writer`. sampling: cfg_scale, top_k, temperature, by default the preset's.
+    start: frames to go on from, uint8 (T, H, W, 3). context: how many of the
+    last frames condition the next clip, 1 + 4k. reencode=False goes on from the old tokens of
+    the last latent frames (Fig. 6), which had all earlier frames as context.
+    watch: see `generate_tokens`; window, compile: see `writer`. sampling:
+    cfg_scale, top_k, temperature, floor, by default the preset's. Raises
+    ValueError for numbers that make no sense.
     """
     config, device, B = model.config, model.lm_head.weight.device, len(prompts)
     sampling = defaults(model) | {k: x for k, x in sampling.items() if x is not None}
+    check(sampling, config, context, seconds, window)
     write = writer(model, B, sampling["cfg_scale"] != 1, window, compile, watch)
     generators = [torch.Generator(device).manual_seed(s) for s in seeds or range(B)]
     captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
     longest, h, w = config.latent_shape
 
-    def encode(frames):  # uint8 (B, 5, H, W, 3) -> tokens (B, 2, h, w)
+    def encode(frames):  # uint8 (B, 1 + 4k, H, W, 3) -> tokens (B, 1 + k, h, w)
         with machine.autocast(device):
             return tokenizer.encode(to_float(frames).to(device))
 
     # of the next clip: latent frames that are known, frames that were shown
     known, shown = captions.new_empty(B, 0, h, w), 0
     if start is not None:
-        known, shown = encode(np.stack([start] * B)), CONTEXT
+        shown = video_frames(latent_frames(min(len(start), context) - 3))  # 1 + 4k
+        known = encode(np.stack([start[-shown:]] * B))
     left = round(FPS * seconds)  # frames to be shown
     while left > 0:
         end = min(video_frames(longest), shown + left)
@@ -133,15 +146,15 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
         clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])
         yield clip[:, shown:end]
         left -= end - shown
-        known, shown = tokens[:, -latent_frames(CONTEXT):], CONTEXT
+        known, shown = tokens[:, -latent_frames(context):], context
         if reencode and left > 0:
-            known = encode(clip[:, -CONTEXT:])  # uint8, as written to a file
+            known = encode(clip[:, -context:])  # uint8, as written to a file
 
 # ---- speed: guess many tokens, check them in one pass ----
 
 @torch.inference_mode()
 def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
-           watch=None, cache=None, step=next_codes, window=32):
+           floor=0.0, watch=None, cache=None, step=next_codes, window=32):
     """What `generate_tokens` writes, in fewer passes (Jacobi decoding, our choice).
 
     With the noise drawn beforehand, the codes are a function of the seed and
@@ -161,7 +174,8 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     _, h, w = config.latent_shape
     P, window = prefix.shape[1], min(window, n)
     noise = F.pad(draw_noise(n, config, generator), (0, 0, 0, window), value=1.0)
-    scale, temperature = prefix.new_tensor([cfg_scale, temperature], dtype=torch.float32)
+    scale, temperature, floor = torch.tensor(
+        [cfg_scale, temperature, floor], device=prefix.device)
     cache = cache or KVCache(model, rows * len(prefix), window)
     cache.length = 0
     # the prefix, and room for the codes and for guesses beyond the end
@@ -184,8 +198,8 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
             tokens = add_uncaptioned(tokens, config)
         cache.advance(tokens.shape[1])
         draw = step if done else next_codes
-        drawn = config.text_vocab + draw(
-            model, tokens, cache, noise[:, done:done + window], scale, top_k, temperature)
+        drawn = config.text_vocab + draw(model, tokens, cache, noise[:, done:done + window],
+                                         scale, top_k, temperature, floor)
         right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
         new = min(1 + int(right[:-1].sum()), n - done)
         ids[:, P + done:end] = drawn
@@ -229,6 +243,16 @@ def load(path=None, device="cpu"):
     model = load_decoder(saved, device)
     return model, tokenizer, TextTokenizer(model.config.text_tokenizer)
 
+def check(sampling, config, context, seconds, window):
+    """Raise ValueError for what `generate_batch` cannot do."""
+    positive = sampling["top_k"], sampling["temperature"], FPS * seconds - 0.5, window
+    if not all(x is None or 0 < x < math.inf for x in positive):
+        raise ValueError("top-k, temperature, seconds and window must be positive")
+    if not math.isfinite(sampling["cfg_scale"]) or not 0 <= sampling["floor"] <= 1:
+        raise ValueError("cfg-scale must be finite, floor 0 to 1")
+    if context % 4 != 1 or not 0 < context < video_frames(config.latent_shape[0]):
+        raise ValueError("context must be 1 + 4k frames, fewer than a clip has")
+
 def defaults(model):
     """The numbers of sampling of a loaded model's preset."""
     return TOY if model.preset == "toy" else PAPER
@@ -237,8 +261,9 @@ def parse():
     p = argparse.ArgumentParser(description="A prompt -> a video.")
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("--prompt", default="")
-    add("--at", nargs=2, action="append", default=[], help="a scene",
+    add("--at", nargs=2, action="append", default=[], help="another prompt",
         metavar=("SECOND", "PROMPT"))
+    add("--cut", action="store_true", help="each prompt starts a new scene")
     add("--continue-from", metavar="VIDEO", help="go on from its end")
     add("--ckpt", help="folder or stageN.pt")
     add("--seconds", type=float, default=10)
@@ -246,22 +271,21 @@ def parse():
     add("--cfg-scale", type=float, help="guidance")
     add("--top-k", type=int)
     add("--temperature", type=float)
+    add("--floor", type=float, help="0 to 1")
+    add("--context", type=int, default=CONTEXT, help="1 + 4k frames")
     add("--seed", type=int, default=0)
     add("--window", type=int, help="guesses per pass (32); 1: plain")
     add("--no-reencode", action="store_true", help="go on from old tokens")
     add("--compile", action=switch, default=machine.DEVICE == "cuda")
     add("--device", default=machine.DEVICE)
     args = p.parse_args()
-    positive = args.top_k, FPS * args.seconds - 0.5, args.temperature, args.window
-    if not all(x is None or 0 < x < math.inf for x in positive):
-        raise ValueError("--top-k, --seconds, --temperature and --window must be positive")
-    if not math.isfinite(args.cfg_scale or 0) or args.seed < 0:
-        raise ValueError("--cfg-scale must be finite, --seed at least 0")
-    cuts = [0, *(np.round(FPS * float(second)) / FPS for second, _ in args.at), args.seconds]
-    if cuts != sorted(set(cuts)):
+    if args.seed < 0:
+        raise ValueError("--seed must be at least 0")
+    ends = [0, *(np.round(FPS * float(second)) / FPS for second, _ in args.at), args.seconds]
+    if args.at and ends != sorted(set(ends)):
         raise ValueError("--at needs seconds that grow, between 0 and --seconds")
     prompts = [args.prompt, *(prompt for _, prompt in args.at)]
-    args.scenes = list(zip(prompts, np.diff(cuts)))
+    args.scenes = list(zip(prompts, np.diff(ends)))
     films.check_out(args.out, args.continue_from)
     return args
 
@@ -274,22 +298,27 @@ def main():
             print(f"of this prompt {model.config.text_len} text tokens are read: {prompt}",
                   file=sys.stderr)
     start = args.continue_from and films.read_clip(
-        args.continue_from, CONTEXT, FPS, tokenizer.config.resolution, last=True)
+        args.continue_from, args.context, FPS, tokenizer.config.resolution, last=True)
+    names = "context window compile cfg_scale top_k temperature floor".split()
+    options = {name: getattr(args, name) for name in names}
+    options["reencode"] = not args.no_reencode
     bar = tqdm(unit="token", leave=False)
 
     def watch(codes, n):  # of a clip
         bar.total = n
         bar.update(codes.shape[1] - bar.n)
 
-    def clips():
+    def clips(start):
         for i, (prompt, seconds) in enumerate(args.scenes):  # each with its own noise
-            yield from generate(
-                model, tokenizer, text, prompt, seconds, args.seed + i, watch=watch,
-                start=None if i else start, reencode=not args.no_reencode,
-                window=args.window, compile=args.compile, cfg_scale=args.cfg_scale,
-                top_k=args.top_k, temperature=args.temperature)
+            for clip in generate(model, tokenizer, text, prompt, seconds, args.seed + i,
+                                 start=start, watch=watch, **options):
+                yield clip
+                before = clip[:0] if start is None else start
+                start = np.concatenate([before, clip])[-args.context:]
+            if args.cut:
+                start = None
 
-    films.write_video(args.out, clips(), FPS)
+    films.write_video(args.out, clips(start), FPS)
     bar.close()
 
 if __name__ == "__main__":

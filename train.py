@@ -42,13 +42,13 @@ EARLY = 17  # frames that weigh more in Eq. (2)
 PAPER = {
     "steps": (400_000, 200_000, 200_000, 100_000),
     "batch_size": (64, 512, 512, 256), "lr": 1e-4, "warmup": 10_000,
-    "micro_batch": 1, "save_every": 1000, "perceptual_weight": 1.0,
+    "micro_batch": 1, "save_every": 1000, "returns": 0.0, "perceptual_weight": 1.0,
     "adversarial_weight": 0.1, "adversarial_start": 0.05}
 TOY = {
-    "steps": (3000, 1200, 2400, 1500),
+    "steps": (4500, 1500, 6000, 7000),
     "batch_size": (2, 16, 4, 2), "lr": (2e-3, 2e-3, 1.5e-3, 1e-3), "warmup": 100,
-    "micro_batch": 16, "save_every": 250, "perceptual_weight": 0.0,
-    "adversarial_weight": 0.01, "adversarial_start": 0.75}
+    "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.5, 0.5), "perceptual_weight": 0.0,
+    "adversarial_weight": 0.01, "adversarial_start": 0.6}
 FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
                 "34-49": (9, 13), "50-65": (13, 17)}  # Fig. 3, latent frames
 
@@ -89,19 +89,24 @@ def parameter_groups(objective):
         (decay if p.ndim == 2 and not table else rest).append(p)
     return [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
 
-def decoder_loss(objective, config, text, tokens, captions, lambda_):
+def decoder_loss(objective, config, text, tokens, captions, lambda_, wrong=None):
     """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones: tokens
-    (B, t, h, w) int64 -> loss, and what to log, {name: scalar}."""
+    (B, t, h, w) int64 -> loss, and what to log, {name: scalar}. wrong (B, 2):
+    latent frames without loss, see `Clips` (our choice)."""
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
     targets = tokens.flatten(1) + config.text_vocab
     prefix = prefix_tokens(config, [text.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
+    if wrong is not None:
+        first, end = wrong.to(tokens.device).T[..., None]  # (B, 1) each
+        at = torch.arange(t * h * w, device=tokens.device) // (h * w)
+        targets = targets.masked_fill((first <= at) & (at < end), -100)  # no loss
     early = latent_frames(EARLY)
     loss, losses = objective(fed, targets, early * h * w, lambda_ if t > early else 0.0)
-    losses = losses.view(B, t, h * w)
-    return loss, {"loss": loss.detach(), "unweighted_loss": losses.mean(),
-                  **{f"loss_{name}": losses[:, a:b].mean()
+    losses, counted = (x.view(B, t, h * w) for x in (losses, targets >= 0))
+    return loss, {"loss": loss.detach(), "unweighted_loss": losses.sum() / counted.sum(),
+                  **{f"loss_{name}": losses[:, a:b].sum() / counted[:, a:b].sum().clamp(min=1)
                      for name, (a, b) in FRAME_RANGES.items() if a < t}}
 
 # ---- what is trained ----
@@ -146,12 +151,12 @@ def decoder_training(args, saved, device):
         model.loss = torch.compile(model.loss, dynamic=False)
 
     def loss_of(objective, batch, step):
-        x, captions = batch[0].to(device), batch[1]
+        x, captions, wrong = batch[0].to(device), batch[1], torch.stack(batch[2], 1)
         with autocast(device, args.dtype):
             if x.dtype == torch.uint8:
                 with torch.no_grad():
                     x = tokenizer.encode(to_float(x))
-            return decoder_loss(objective, config, text, x, captions, args.lambda_)
+            return decoder_loss(objective, config, text, x, captions, args.lambda_, wrong)
 
     return SimpleNamespace(model=model, objective=model, players=[model],
                            loss_of=loss_of, size=size, tokenizer_hash=digest)
@@ -180,8 +185,8 @@ def main():
     del saved  # it holds a copy of the weights
     if ranks > 1 and not args.fsdp:
         objective = DistributedDataParallel(objective, forward_sync_buffers=False)
-    clips, validation = (Clips(args.images, args.videos, args.seed, args.stage, training.size, val)
-                         for val in (False, True))
+    clips, validation = (Clips(args.images, args.videos, args.seed, args.stage, training.size,
+                               args.returns, val) for val in (False, True))
     batches = (keys for step in range(start, args.steps)
                for keys in micro_batches(args, step, rank, ranks))
     loader = iter(torch.utils.data.DataLoader(
@@ -300,6 +305,7 @@ def parse():
     add("--warmup", type=int)
     add("--image-every", type=int, default=5, help="steps; 0 is never")
     add("--lambda", dest="lambda_", type=float, default=1.0, help="Eq. (2)")
+    add("--returns", type=float, help="share of clips that contradict their captions at first")
     add("--adversarial-weight", type=float)
     add("--adversarial-start", type=float, help="0 to 1")
     add("--perceptual-weight", type=float)

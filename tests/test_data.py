@@ -1,3 +1,5 @@
+import collections
+import zlib
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ from PIL import Image
 import data
 from conftest import run
 from data import (
+    CLAUSES,
     COLORS,
     FPS,
     HELD_OUT,
@@ -29,6 +32,7 @@ from data import (
     to_uint8,
     toy_attributes,
     toy_clip,
+    toy_return,
     video_frames,
     wording,
 )
@@ -59,18 +63,19 @@ def test_captions_are_true_for_a_minute():
         assert analyse(video[-65:]) == {name: a[name] for name in TOY}
 
 
+def said_as(name, value):
+    special = {"traveller": [value],
+               "color": [f"a {value} {kind}" for kind in TOY["traveller"]]}
+    return special.get(name) or WORDS[value]
+
+
 def test_captions_state_what_is_said():
     """Every attribute in "said" and no other, a traveller always."""
-    def words(name, value):
-        special = {"traveller": [value],
-                   "color": [f"a {value} {kind}" for kind in TOY["traveller"]]}
-        return special.get(name) or WORDS[value]
-
     sparse = 0
     for i in range(150):
         _, caption, a = toy_clip(np.random.default_rng(i), 1)
         for name, values in TOY.items():
-            stated = [v for v in values if any(w in caption for w in words(name, v))]
+            stated = [v for v in values if any(w in caption for w in said_as(name, v))]
             assert stated == [a[name]] * (name in a["said"]), (caption, name)
         assert "traveller" in a["said"]
         sparse += len(a["said"]) < len(TOY)
@@ -82,19 +87,53 @@ def test_captions_state_what_is_said():
 
 
 def test_held_out_wordings_are_never_trained():
-    """A fifth of over a thousand forms; all fit in the toy's text."""
+    """A fifth of thousands of forms, and all with seven or eight clauses."""
+    def clauses(form):
+        return sum(form.count("{" + name) for name in CLAUSES)
+
     rng = np.random.default_rng(0)
     trained, unseen = ({wording(rng, held) for _ in range(4000)} for held in (False, True))
-    assert len(trained) > 1000 and not trained & unseen
-    # the forms that leave nothing out are equally frequent: nearly all were drawn
-    full = [sum(form.count("{") == 7 for form in forms) for forms in (trained, unseen)]
-    assert sum(full) > 650 and 0.15 < full[1] / sum(full) < 0.25
-    text, some = TextTokenizer("bytes"), [toy_attributes(rng) for _ in range(20)]
-    longest = max((caption_of(a, form)[0] for form in trained | unseen for a in some), key=len)
-    assert 85 < len(text.encode(longest)) <= PRESETS["toy"].text_len == 96
+    assert len(trained) > 3000 and not trained & unseen
+    assert sum(zlib.crc32(x.encode()) % 5 == 1 for x in trained | unseen) == len(unseen)
+    dense = {wording(rng, held, dense=True) for held in (False, True) for _ in range(1000)}
+    assert max(map(clauses, trained)) == 6 and {*map(clauses, dense)} == {7, 8}
     for i in range(200):
         _, caption, a = toy_clip(np.random.default_rng(i), 1)
-        assert caption not in {caption_of(a, form)[0] for form in unseen}
+        assert caption not in {caption_of(a, form)[0] for form in unseen | dense}
+
+
+def test_captions_fit_and_say_things_twice_in_other_words():
+    """The longest caption there can be has the length of the toy's text."""
+    rng, text = np.random.default_rng(0), TextTokenizer("bytes")
+    longest = 0
+    for _ in range(3000):
+        a, form = toy_attributes(rng), wording(rng, dense=True)
+        caption, said = caption_of(a, form)
+        assert said == tuple(TOY) and len({*form.split()}) == len(form.split())
+        longest = max(longest, len(text.encode(caption)))
+    assert 140 <= longest <= PRESETS["toy"].text_len == 144
+
+
+def test_returns():
+    """Something else is seen for a while, with the land running on; before and
+    after it the clip is what its caption says."""
+    kinds = collections.Counter()
+    for i in range(40):
+        video, caption, (first, end) = toy_return(np.random.default_rng(i), 65)
+        assert 0 <= first < end < 17 and end - first <= 5 and video.dtype == np.uint8
+        kinds[first == 0] += 1
+        after = analyse(video[4 * end + 3:]) if end < 11 else {}  # it fades for up to 6 frames
+        for name in after:
+            said = [v for v in TOY[name] if any(w in caption for w in said_as(name, v))]
+            if said:
+                assert after[name] in said, (caption, name)
+    assert min(kinds.values()) > 10
+    clips = Clips("toy", "toy", 0, 2, returns=0.5)
+    wrong = [clips[1, i, 17][2] for i in range(60)]
+    assert 15 < sum(w != (0, 0) for w in wrong) < 45
+    assert all(clips[1, i, 1][2] == (0, 0) for i in range(5))
+    kept = Clips("toy", "toy", 0, 2, returns=1.0, validation=True)
+    assert kept[0, 0, 17][2] == (0, 0)
 
 
 def test_the_analyser_sees_what_is_wrong():

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -59,9 +60,10 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "positive" in fails("sample.py", *ask, "--seconds", -1)
     assert "positive" in fails("sample.py", *ask, "--seconds", 0.01)  # not one frame
     for flag, value in (("--top-k", 0), ("--temperature", 0), ("--temperature", "nan"),
-                        ("--seconds", "inf"), ("--cfg-scale", "nan"),
-                        ("--cfg-scale", "inf"), ("--seed", -1)):
-        assert flag in fails("sample.py", *ask, flag, value)
+                        ("--seconds", "inf"), ("--cfg-scale", "nan"), ("--cfg-scale", "inf"),
+                        ("--seed", -1), ("--floor", 1.5), ("--floor", "nan"), ("--window", 0),
+                        ("--context", 7), ("--context", 0), ("--context", 65)):
+        assert flag.strip("-") in fails("sample.py", *ask, flag, value)
     assert "no folder" in fails("sample.py", *ask, "--out", tmp_path / "no" / "a.mp4")
     assert "must end in" in fails("sample.py", *ask, "--out", tmp_path / "a.png")
     for name in ("tokenizer.pt", "stage3.pt"):
@@ -118,20 +120,24 @@ def test_a_batch_gives_the_videos_that_one_call_each_gives(loaded):
     assert not (batch[0] == batch[2]).all()
 
 
-def test_scenes_are_cut_together(tiny, loaded, tmp_path, monkeypatch):
-    """Each as if sampled by itself, from its second on and with noise of its own."""
-    films = []
+@pytest.mark.parametrize("cut", [True, False])
+def test_prompts_that_change(cut, tiny, loaded, tmp_path, monkeypatch):
+    """Each from its second on and with noise of its own: by a cut as if sampled by itself, else
+    from the frames before it, of which there may be fewer than the context."""
+    films, start = [], None
     monkeypatch.setattr("tools.films.write_video",
                         lambda path, clips, fps: films.append(list(clips)))
     monkeypatch.setattr(sys, "argv", [
-        "sample.py", "--ckpt", str(tiny), "--prompt", PROMPT, "--seconds", "13", "--no-compile",
-        "--at", "1.5", "a blue car", "--at", "12", PROMPT])
+        "sample.py", "--ckpt", str(tiny), "--prompt", PROMPT, "--seconds", "12", "--no-compile",
+        "--at", "0.5", "a blue car", "--at", "11", PROMPT, *["--cut"] * cut])
     sample.main()
-    assert [len(clip) for clip in films[0]] == [10, 65, 3, 6]
-    scenes = [generate(*loaded, prompt, n / FPS, seed) for seed, (prompt, n) in
-              enumerate(((PROMPT, 10), ("a blue car", 68), (PROMPT, 6)))]
-    film = np.concatenate([clip for scene in scenes for clip in scene])
-    assert (np.concatenate(films[0]) == film).all()
+    parts = [3, 65, 4, 6] if cut else [3, 64, 5, 6]
+    assert [len(clip) for clip in films[0]] == parts
+    for seed, (prompt, n) in enumerate(((PROMPT, 3), ("a blue car", 69), (PROMPT, 6))):
+        scene = np.concatenate(list(generate(*loaded, prompt, n / FPS, seed, start=start)))
+        found = np.concatenate(films[0])[(0, 3, 72)[seed]:][:n]
+        assert (found == scene).all()
+        start = None if cut else np.concatenate(films[0])[:(3, 72, 0)[seed]][-5:]
 
 
 def test_going_on_from_a_video(tiny, loaded, tmp_path):
@@ -157,6 +163,24 @@ def test_going_on_from_a_video(tiny, loaded, tmp_path):
     ask = ["sample.py", "--ckpt", tiny, "--continue-from"]
     assert "too short" in fails(*ask, tmp_path / "short.mp4")
     assert "not a readable video" in fails(*ask, __file__)
+
+
+@pytest.mark.parametrize("context", [1, 9, 33])
+def test_context(context, loaded, monkeypatch):
+    """So many frames condition the next clip, and the same clips are as long as they can be."""
+    encoded, encode = [], loaded[1].encode
+    monkeypatch.setattr(loaded[1], "encode", lambda x: encoded.append(x.shape[2]) or encode(x))
+    clips = list(generate(*loaded, PROMPT, 20, context=context))
+    assert len(clips[1]) == 65 - context and set(encoded) == {context}
+    assert sum(map(len, clips)) == 130
+
+
+def test_in_python_zero_is_not_the_default(loaded):
+    for name, x in (("temperature", 0), ("temperature", -1), ("top_k", 0), ("window", 0)):
+        with pytest.raises(ValueError, match="must be positive"):
+            next(generate(*loaded, PROMPT, 1, **{name: x}))
+    with pytest.raises(ValueError, match="must be positive"):
+        next(generate(*loaded, PROMPT, 0))
 
 
 def test_rows_do_not_depend_on_their_neighbours(loaded):
@@ -197,6 +221,12 @@ def test_tokens_are_drawn_from_the_guided_top_k(loaded, monkeypatch):
     expected = best.softmax(0)
     assert expected.max() < 0.9  # there is something to draw
     assert torch.allclose(share, expected, atol=0.04) and torch.isin(drawn, ids).all()
+    # the floor looks at the probabilities with the caption, before guidance
+    likely = a.softmax(0) >= 0.5 * a.softmax(0).max()
+    best = guided.masked_fill(~likely, -math.inf).argmax()
+    assert best != guided.argmax()
+    first = generate_tokens(model, cond, 1, 5.0, 1, 1.0, [torch.Generator()], floor=0.5)
+    assert first.item() == best.item()
     model.float()
 
 
@@ -257,7 +287,7 @@ def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeyp
 def test_one_thread_for_a_small_model_unless_told_otherwise(tiny, tmp_path):
     """Beside a busy process two threads wait for each other at every operation."""
     script = ("import sample, torch; model = sample.load({!r})[0];"
-              "sample.set_threads(model); print(torch.get_num_threads())")
+              "sample.machine.set_threads(model); print(torch.get_num_threads())")
     for env, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
         without = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
         done = subprocess.run([sys.executable, "-c", script.format(str(tiny))],
