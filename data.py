@@ -67,9 +67,9 @@ class Clips(torch.utils.data.Dataset):
 
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
-    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0. returns:
-    in this share of the longer clips some latent frames, wrong = (first, end),
-    contradict the caption, and what follows returns to it; else wrong = (0, 0).
+    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0. In a share
+    `returns` of the longer clips some latent frames, wrong = (first, end), else
+    (0, 0), contradict the caption, and what follows returns to it (our choice).
     validation: other seeds, or the last 64th of the clips, without returns.
     """
 
