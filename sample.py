@@ -8,11 +8,6 @@ the top k of the guided distribution (k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
     guided = uncond + scale * (cond - uncond)
     next   ~ softmax(top_k(guided / temperature))
 
-Strong guidance may prefer codes that neither row believes in, and one unlikely
-draw may change a video for good. So codes can be forbidden whose probability,
-with the caption, is less than `floor` times the best one's (our choice, as in
-contrastive decoding, Li et al., 2210.15097; 0 is the paper's).
-
 To go on, the clip is decoded, its last 5 frames are encoded anew as 2 latent
 frames, now without a past, as at the *start* of a clip, and the model
 writes the other 15: 60 new frames. So a minute is 390 frames in 7 clips.
@@ -44,15 +39,16 @@ TOY = {"cfg_scale": 1.5, "top_k": 50, "temperature": 0.6, "floor": 0.0}
 def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
     """Feed tokens (B, n), with guidance (2B, n), and draw the codes that follow
     the last W of them: (B, W) int64 in 0 ... video_vocab - 1. noise (B, W,
-    video_vocab) is from Exp(1), so argmax(p / noise) is a draw from p."""
+    video_vocab) is from Exp(1), so argmax(p / noise) is a draw from p. Codes
+    are forbidden that with the caption are less likely than `floor` times the
+    best one (our choice, as in contrastive decoding, 2210.15097)."""
     logits = cond = model.next_logits(tokens, cache, noise.shape[1])
     if len(logits) > len(noise):  # with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
     unlikely = cond < cond.amax(-1, keepdim=True) + floor.log()
     logits = logits.masked_fill(unlikely, -math.inf)
-    top_k = min(top_k, logits.shape[-1])
-    best, codes = torch.topk(logits / temperature, top_k)
+    best, codes = torch.topk(logits / temperature, min(top_k, logits.shape[-1]))
     race = best.softmax(-1) / noise.gather(2, codes)
     return codes.gather(2, race.argmax(-1, keepdim=True))[..., 0]
 
@@ -65,7 +61,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     generator: one torch.Generator per row, on the model's device. Guidance
     pairs every row with the empty caption, in one batch of 2B; cfg_scale 1
     is no guidance. watch(codes, n) is called after each pass, with all codes
-    so far. cache, step: see `writer`.
+    so far. cache: to be used again. step: `next_codes`, maybe compiled.
     """
     config, rows = model.config, 1 + (cfg_scale != 1)  # of each video
     noise = draw_noise(n, config, generator)
@@ -112,16 +108,21 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3).
 
     start: frames to go on from, uint8 (T, H, W, 3). context: how many of the
-    last frames condition the next clip, 1 + 4k. reencode=False goes on from the old tokens of
-    the last latent frames (Fig. 6), which had all earlier frames as context.
-    watch: see `generate_tokens`; window, compile: see `writer`. sampling:
-    cfg_scale, top_k, temperature, floor, by default the preset's. Raises
-    ValueError for numbers that make no sense.
+    last frames condition the next clip, 1 + 4k. reencode=False goes on from the
+    old tokens of the last latent frames (Fig. 6), which had all earlier frames as context.
+    window: guesses per pass of `jacobi`, by default 32 in all rows; 1: none.
+    watch: see `generate_tokens`. compile: `next_codes`. sampling: cfg_scale,
+    top_k, temperature, floor, by default the preset's. ValueError for numbers
+    that make no sense.
     """
     config, device, B = model.config, model.lm_head.weight.device, len(prompts)
     sampling = defaults(model) | {k: x for k, x in sampling.items() if x is not None}
     check(sampling, config, context, seconds, window)
-    write = writer(model, B, sampling["cfg_scale"] != 1, window, compile, watch)
+    window = window or max(1, 32 // B)
+    cache = (cache_to_compile if compile else KVCache)(
+        model, B * (1 + (sampling["cfg_scale"] != 1)), window)
+    step = machine.compiled(next_codes, device.type) if compile else next_codes
+    write = generate_tokens if window == 1 else functools.partial(jacobi, window=window)
     generators = [torch.Generator(device).manual_seed(s) for s in seeds or range(B)]
     captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
     longest, h, w = config.latent_shape
@@ -140,7 +141,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
         end = min(video_frames(longest), shown + left)
         new = latent_frames(end) - known.shape[1]
         prefix = torch.cat([captions, known.flatten(1) + config.text_vocab], 1)
-        codes = write(model, prefix, new * h * w, generator=generators, **sampling)
+        codes = write(model, prefix, new * h * w, **sampling, generator=generators,
+                      watch=watch, cache=cache, step=step)
         tokens = torch.cat([known, codes.view(B, new, h, w)], 1)
         # in float32, one by one: in a batch, pixels may round differently
         clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])
@@ -209,20 +211,6 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
             watch(ids[:, P:P + done] - config.text_vocab, n)
     return ids[:, P:P + n] - config.text_vocab
 
-def writer(model, B, guided, window, compile, watch):
-    """`jacobi` with `window` guesses, by default 32 in all rows, or with 1
-    `generate_tokens`: with one cache for all clips of B videos, and with
-    `next_codes` compiled or not."""
-    window = window or max(1, 32 // B)
-    cache = (cache_to_compile if compile else KVCache)(model, B * (1 + guided), window)
-    step, device = next_codes, model.lm_head.weight.device.type
-    if compile:
-        step = machine.compiled(next_codes, device)
-    how = {"watch": watch, "cache": cache, "step": step}
-    if window == 1:
-        return functools.partial(generate_tokens, **how)
-    return functools.partial(jacobi, window=window, **how)
-
 # ---- plumbing: loading, arguments ----
 
 def load(path=None, device="cpu"):
@@ -275,7 +263,7 @@ def parse():
     add("--context", type=int, default=CONTEXT, help="1 + 4k frames")
     add("--seed", type=int, default=0)
     add("--window", type=int, help="guesses per pass (32); 1: plain")
-    add("--no-reencode", action="store_true", help="go on from old tokens")
+    add("--no-reencode", dest="reencode", action="store_false", help="go on from old tokens")
     add("--compile", action=switch, default=machine.DEVICE == "cuda")
     add("--device", default=machine.DEVICE)
     args = p.parse_args()
@@ -299,9 +287,8 @@ def main():
                   file=sys.stderr)
     start = args.continue_from and films.read_clip(
         args.continue_from, args.context, FPS, tokenizer.config.resolution, last=True)
-    names = "context window compile cfg_scale top_k temperature floor".split()
-    options = {name: getattr(args, name) for name in names}
-    options["reencode"] = not args.no_reencode
+    options = {name: vars(args)[name] for name in (
+        "context", "reencode", "window", "compile", "cfg_scale", "top_k", "temperature", "floor")}
     bar = tqdm(unit="token", leave=False)
 
     def watch(codes, n):  # of a clip

@@ -69,6 +69,7 @@ def test_the_tokens_of_a_clip_become_tiles():
     assert (frames[0, 8:, 16:] == 50).all()  # code 5: second row, third column
     assert (frames[1, :8, 8:16][1:-1, 1:-1] == 70).all()  # code 7 is new, and has an edge
     assert (frames[1, :8, 8:16][[0, -1]] == 255).all() and (frames[1, :8, :8] == 60).all()
+    assert (frames[1, :8, 16:] == 80).all()  # the last one was no right guess
     assert (frames[1, 8:] == play.EMPTY).all() and (frames[2] == play.EMPTY).all()
 
 
@@ -83,8 +84,8 @@ def test_codes_have_the_colors_that_they_decode_to(world, colors):
 
 def test_the_page_shows_what_sample_py_writes(world, colors):
     """Frame by frame, over borders of clips and a cut, and the tokens of each clip."""
-    day = {"prompt": DAY, "seed": 3, "reencode": True}
-    night = {"prompt": NIGHT, "seed": 4, "reencode": False}
+    day = {"prompt": DAY, "seed": 3, "reencode": True, "cut": True}
+    night = {"prompt": NIGHT, "seed": 4, "reencode": False, "cut": True}
     visitor, shown, grids = {"scene": day, "speed": 20}, [], []
     stream = play.play(world, colors, visitor)
     for video, tokens in stream:
@@ -101,7 +102,7 @@ def test_the_page_shows_what_sample_py_writes(world, colors):
     frames, clips = [], []
     for scene in day, night:
         for clip in generate(
-                *world, **scene, seconds=21 / 6.5,
+                *world, scene["prompt"], 21 / 6.5, scene["seed"], reencode=scene["reencode"],
                 watch=lambda codes, n: codes.shape[1] == n and clips.append(codes[0].tolist())):
             frames.extend(clip)
     assert all((pixels(video)[0] == frame).all() for video, frame in zip(shown, frames))
@@ -117,6 +118,23 @@ def test_without_gradio_it_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert fails("tools/play.py") == "play.py: pip install gradio"
     assert "No such file" in fails("tools/play.py", "--ckpt", "nowhere")
+
+
+def test_another_prompt_goes_on_from_the_frames_before(world, colors):
+    day = {"prompt": DAY, "seed": 3, "reencode": True, "cut": False}
+    visitor, shown = {"scene": day, "speed": 20}, []
+    stream = play.play(world, colors, visitor)
+    for video, _ in stream:
+        if "<b>" in video and video not in shown:
+            shown.append(video)
+            visitor["scene"] = day | {"prompt": NIGHT}
+        if len(shown) == 13 + 8:
+            break
+    stream.close()
+    wait(lambda: not working())
+    start = np.stack([pixels(video)[0] for video in shown[8:13]])
+    after = next(generate(*world, NIGHT, 10, 3, start=start))
+    assert all((pixels(video)[0] == frame).all() for video, frame in zip(shown[13:], after))
 
 
 @pytest.fixture
@@ -167,6 +185,7 @@ def test_two_visitors_in_a_browser(world, browser):
     wait(lambda: len(shown(one)) > 3 and len(shown(two)) > 3)
     assert working() == 2
     one.get_by_label("prompt").fill(SUNSET)
+    one.get_by_label("cut to a new scene").check()
     one.get_by_label("prompt").press("Enter")
     wait(lambda: SUNSET in skies(one))
     frames = shown(one)

@@ -7,8 +7,9 @@ a thread that writes the next clip (`film`) while the page shows this one:
 
     scene -> film: sample.generate, clip by clip -> play: frame by frame
 
-Play, or Enter in the prompt, starts a scene. While one runs, it cuts to the
-new one when the clip on show ends, as --at of sample.py does.
+Play, or Enter in the prompt, starts a scene. While one runs, a new prompt takes
+effect when the clip on show ends: from its last frames, or by a cut in a new
+scene, as --at and --cut of sample.py do.
 
 Beside the video are the tokens of the clip that is being written: a tile per
 latent frame, each token in the color that it decodes to, and those that the
@@ -58,6 +59,10 @@ def film(world, visitor, reel):
     model, tokenizer, _ = world
     device = model.lm_head.weight.device
 
+    def encoded(frames):
+        with autocast(device):
+            return tokenizer.encode(to_float(frames)[None].to(device)).flatten().tolist()
+
     def check():
         if reel.over or visitor["scene"] != scene:
             raise GivenUp
@@ -72,24 +77,25 @@ def film(world, visitor, reel):
         reel.codes = codes
 
     while not reel.over:
-        scene, known = visitor["scene"], []
+        scene = visitor["scene"]
+        options = {name: x for name, x in scene.items() if name != "cut"}
+        start = None if scene["cut"] or reel.seen is None else reel.seen[-CONTEXT:]
+        known = [] if start is None else encoded(start)
         reel.clip, reel.codes = None, []
         with contextlib.suppress(GivenUp):
-            for clip in generate(*world, **scene, seconds=1e9, watch=watch):
+            for clip in generate(*world, **options, start=start, seconds=1e9, watch=watch):
                 check()
                 reel.clip = scene, clip
                 t, h, w = model.config.latent_shape
                 known = reel.codes[-latent_frames(CONTEXT) * h * w:]
                 if scene["reencode"]:
-                    start = to_float(clip[-CONTEXT:])[None].to(device)
-                    with autocast(device):
-                        known = tokenizer.encode(start).flatten().tolist()
+                    known = encoded(clip[-CONTEXT:])
 
 
 def play(world, colors, visitor):
     """Yield (video, tokens) as HTML without end. Gradio closes this generator
     when the visitor stops it or closes the page, which ends the work."""
-    reel = SimpleNamespace(clip=None, codes=[], right=0, shown=1, over=False)
+    reel = SimpleNamespace(clip=None, seen=None, codes=[], right=0, shown=1, over=False)
     writer = Thread(target=film, args=(world, visitor, reel), daemon=True)
     writer.start()
     shape = world[0].config.latent_shape
@@ -101,7 +107,7 @@ def play(world, colors, visitor):
                 yield video, tiles(reel.codes, reel.right, colors, shape)
                 time.sleep(0.05)
                 continue
-            reel.clip, due = None, time.monotonic()
+            reel.clip, reel.seen, due = None, clip, time.monotonic()
             for i, frame in enumerate(clip):
                 reel.shown = i / len(clip)
                 clock = f"{int(frames / FPS / 60)}:{int(frames / FPS % 60):02d}"
@@ -178,6 +184,7 @@ def page(world):
             speed = gr.Slider(1, 4, 1, step=0.5, label="speed")
             controls["seed"] = gr.Number(0, precision=0, minimum=0, label="seed")
             controls["reencode"] = gr.Checkbox(True, label="re-encoding")
+            controls["cut"] = gr.Checkbox(False, label="cut to a new scene")
         speed.change(lambda visitor, x: visitor.update(speed=x), [visitor, speed])
         playing = gr.on(
             [start.click, controls["prompt"].submit],
