@@ -7,17 +7,17 @@
     samples       a pure function of (seed, stage, step, i) (`Clips`)
 
 Below them stands the storybook, the toy world: clips drawn from rules.
-This file does not know how clips become tokens or what is learned from them.
+This file knows no network.
 """
-import json
+import functools
 import zlib
-from pathlib import Path
 
 import numpy as np
 import tiktoken
 import torch
 
 from tools.films import read_media
+from tools.shards import shards_of
 
 FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
@@ -62,55 +62,54 @@ class TextTokenizer:
         return self.bpe.encode_ordinary(caption[:4096])
 
 class Clips(torch.utils.data.Dataset):
-    """Training samples: clips[step, i, frames] -> (clip, caption, wrong), drawn
-    by (seed, stage, step, i) alone.
+    """Training samples: clips[step, i, frames] -> (clip, caption, wrong), which
+    depend on (seed, stage, step, i, frames) alone.
 
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
-    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0. In a share
-    `returns` of the longer clips some latent frames, wrong = (first, end), else
-    (0, 0), contradict the caption, and what follows returns to it (our choice).
-    validation: other seeds, or the last 64th of the clips, without returns.
+    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
+    returns: share of the toy's longer clips that contradict their caption for a
+    while, in latent frames first ... end - 1, wrong = (first, end). They teach
+    that words win over frames: what was lost comes back (our choice).
+    validation: other samples, the last 64th of the clips, nothing dropped.
     """
 
     def __init__(self, images, videos, seed, stage, resolution=64, returns=0.0,
                  validation=False):
         self.images, self.videos, self.resolution = images, videos, resolution
         self.seed, self.stage, self.validation = seed, stage, validation
-        self.returns, self.opened = 0.0 if validation else returns, {}
+        self.returns = 0.0 if validation else returns
 
     def __getitem__(self, key):
         step, i, frames = key
         rng = np.random.default_rng([self.seed, self.stage, step, i, self.validation])
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
-        source = self.images if frames == 1 else self.videos
-        returns, wrong = frames > 1 and rng.random() < self.returns, (0, 0)
+        source, wrong = self.images if frames == 1 else self.videos, (0, 0)
         if source == "toy":
             if self.resolution != SIZE:
                 raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
-            if returns:
-                return toy_return(rng, frames)
-            clip, caption, _ = toy_clip(rng, frames)
+            if not drop and frames > 1 and rng.random() < self.returns:
+                clip, caption, wrong = toy_return(rng, frames)
+            else:
+                clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
             clip, caption = self.pixels(rng, source, frames), ""
         else:
             t = latent_frames(frames)
             shards, i = self.choose(rng, source, t)
             clip, caption = shards.tokens(i)[:t], shards[i]["caption"]
-            if returns:  # a cut to another clip, and back
-                wrong, (other, j) = when_wrong(rng, t), self.choose(rng, source, t)
-                clip[slice(*wrong)] = other.tokens(j)[slice(*wrong)]
         return clip, "" if drop else caption, wrong
+
+    @functools.cache
+    def folders(self, source, t):
+        return [shards for folder in source.split(",") for shards in shards_of(folder, t)]
 
     def choose(self, rng, source, t):
         """Draw a clip of at least t latent frames -> its Shards, its number."""
-        if (source, t) not in self.opened:
-            every = [some for folder in source.split(",") for some in shards_of(folder, t)]
-            if not every:
-                raise ValueError(f"{source} has no clips that long")
-            self.opened[source, t] = every
-        every = self.opened[source, t]
+        every = self.folders(source, t)
+        if not every:
+            raise ValueError(f"{source} has no clips that long")
         counts = np.array([len(shards) for shards in every])
         shards = every[rng.choice(len(every), p=counts / counts.sum())]
         n, kept = len(shards), max(1, len(shards) // 64)
@@ -129,56 +128,6 @@ class Clips(torch.utils.data.Dataset):
                 reason = f"{type(e).__name__}: {e}"
         raise ValueError(f"{source}: 100 files cannot be read, the last for {reason}")
 
-def when_wrong(rng, t):
-    """Draw which of t latent frames are wrong, first ... end - 1: in half of the
-    cases from the start on, up to five, and never the last."""
-    first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
-    return first, first + int(rng.integers(1, min(6, t - first)))
-
-class Shards:
-    """The clips of t latent frames in a folder: shards[i] -> a dict with the
-    caption and, for stage 0, the file; shards.tokens(i) -> int64 (t, h, w).
-
-    index.json           {"17": {PART: clips, ...}, "5": ..., "1": ...}
-    PART.t17.jsonl       the dicts, one per line
-    PART.t17.ends.npy    where these lines end in bytes, int64
-    PART.t17.tokens.npy  uint16 (clips, t, h, w)
-
-    Files are opened when they are needed, so that any number of clips takes
-    no time or memory at the start.
-    """
-
-    def __init__(self, folder, t, parts):
-        self.stems = [f"{folder}/{part}.t{t}" for part in parts]
-        self.counts = np.cumsum(list(parts.values()))
-
-    def __len__(self):
-        return int(self.counts[-1])
-
-    def place(self, i):
-        part = int(np.searchsorted(self.counts, i, side="right"))
-        return self.stems[part], i - (self.counts[part - 1] if part else 0)
-
-    def __getitem__(self, i):
-        stem, row = self.place(i)
-        ends = np.load(stem + ".ends.npy", mmap_mode="r")
-        with open(stem + ".jsonl", "rb") as f:
-            f.seek(ends[row - 1] if row else 0)
-            return json.loads(f.readline())
-
-    def tokens(self, i):
-        stem, row = self.place(i)
-        return np.load(stem + ".tokens.npy", mmap_mode="r")[row].astype(np.int64)
-
-def shards_of(folder, t=1):
-    """The Shards of a folder with clips of at least t latent frames."""
-    index = json.loads(Path(folder, "index.json").read_text())
-    return [Shards(folder, n, parts) for n, parts in index.items() if int(n) >= t]
-
-def read_meta(folder):
-    """What describes the clips and the tokenizer of a folder of shards."""
-    return json.loads(Path(folder, "meta.json").read_text())
-
 # ---- the storybook, the toy world: the camera follows a traveller ----
 
 SIZE = 64  # pixels
@@ -189,7 +138,7 @@ LANDS = {"hills": (70, 150, 70), "mountains": (110, 105, 125), "city": (80, 75, 
 SKIES = {"day": ((120, 190, 240), (255, 230, 80), 1.0),
          "sunset": ((240, 150, 90), (255, 230, 180), 0.85),
          "night": ((20, 25, 60), (240, 240, 215), 0.55)}
-SPEEDS = {"slowly": 2, "quickly": 4}  # pixels per frame: 1 or 2 tokens per 4
+SPEEDS = {"slowly": 2, "quickly": 4}  # pixels per frame: 1 or 2 tokens per latent frame
 TOY = {"traveller": ["balloon", "bird", "car"], "color": list(COLORS),
        "land": list(LANDS), "sky": list(SKIES), "way": ["left", "right"],
        "speed": list(SPEEDS)}
@@ -299,7 +248,7 @@ def draw_land(heights, land, sky):
     if land == "mountains":
         color[up > 21 + np.abs(x % 8 - 3.5)] = 245  # snow
     elif land == "city":  # windows, 2 pixels in every 4
-        lit = (445, 390, 200) if sky == "night" else (120, 120, 145)
+        lit = (445, 390, 200) if sky == "night" else (120, 120, 145)  # times 0.55 at night
         color[(x % 4 % 3 > 0) & (up % 4 % 3 > 0)] = lit
     color[up < 8] = 62, 60, 68  # the road and its dashes
     color[(up // 2 == 1) & (x % 16 < 8)] = 230
@@ -323,14 +272,14 @@ def draw_traveller(traveller, color, corner):
 
 def draw_clip(seed, frames, a):
     """The video that shows the attributes a, uint8 (T, 64, 64, 3), and the
-    traveller's box (x0, y0, x1, y1) in pixels. The seed decides what they leave
-    open, and the same whatever else they are."""
+    traveller's box (x0, y0, x1, y1) in pixels. The same seed gives the same
+    shapes and places, whatever the attributes."""
     rng, land_rng = np.random.default_rng(seed).spawn(2)
     # all stands on the grid of tokens and goes to the right; mirrored below
-    x, high = 8 * rng.integers(1, 5), rng.integers(2)
+    x, row = 8 * rng.integers(1, 5), rng.integers(2)
     places = [u for u in range(8, 57, 8) if abs(u - x - 12) >= 20]
     sky = draw_sky(rng, a["sky"], rng.choice(places) + 1j * rng.choice([8, 16]))
-    corner = x + 1j * TOPS[a["traveller"]][high]
+    corner = x + 1j * TOPS[a["traveller"]][row]
     flap = draw_traveller(a["traveller"], COLORS[a["color"]], corner)
     ys, xs = np.nonzero(flap[..., 3].max(0) > 0.5)
     flap *= np.float32(a.get("opacity", 1))
@@ -359,20 +308,24 @@ def toy_clip(rng, frames=65, attributes=None):
     return video, caption, a
 
 def toy_return(rng, frames):
-    """Draw a clip that for a while shows something else than its caption says,
-    and then returns to it: -> video, caption, see `when_wrong`."""
+    """Draw a clip that in some latent frames shows something else than its
+    caption says, and then returns to it -> video, caption, (first, end) of them:
+    half begin with frame 0; they are 1 to 5, and never the last."""
     a = toy_attributes(rng)
     caption, said = caption_of(a, CANONICAL if rng.random() < 0.3 else wording(rng))
-    b = other = {}  # what is seen instead, maybe a faint traveller or none
-    while not b or held_out(b):
-        other = {k: x for k, x in toy_attributes(rng).items() if k in said and
-                 rng.random() < (0.4 if k in ("traveller", "color") else 0.1)}
-        b = a | other | {"opacity": rng.choice([1, 1, 1, 0.5, 0])}
-    seed = rng.integers(2 ** 62)
+    b = a  # what is seen instead, maybe a faint traveller or none
+    while b == a or held_out(b):
+        b = a | {k: x for k, x in toy_attributes(rng).items() if k in said and
+                 rng.random() < (0.4 if k in ("traveller", "color") else 0.15)}
+        if rng.random() < 0.3:
+            b["opacity"] = rng.choice([0, 0.5])
+    seed, t = rng.integers(2 ** 62), latent_frames(frames)
     right, wrong = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
-    first, end = when_wrong(rng, latent_frames(frames))
+    first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
+    end = first + int(rng.integers(1, min(6, t - first)))
+    # from both ends on, one fades into the other within 2 to 6 frames
     rise, fall = (np.clip((np.arange(frames) - 4 * n + 4) / rng.integers(2, 7), 0, 1)
-                  for n in (first, end))  # one fades into the other
+                  for n in (first, end))
     share = ((rise if first else 1) * (1 - fall))[:, None, None, None]
     video = np.rint(share * wrong + (1 - share) * right).astype(np.uint8)
     return video, caption, (first, end)

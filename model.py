@@ -32,15 +32,12 @@ class ModelConfig:
     text_tokenizer: str = "gpt2"  # a kind of data.TextTokenizer
     latent_shape: tuple = (17, 16, 16)  # t, h, w of the longest clip
 
-    def __post_init__(self):
-        if self.dim % (2 * self.n_heads):
-            raise ValueError("--dim must be a multiple of twice --n-heads")
-
     @property
     def max_len(self):
         return self.text_len + 3 + math.prod(self.latent_shape)
 
-    # Special tokens; <eoi>, our guess at the 4356th, is neither fed nor predicted.
+    # Special tokens, five are reserved; <eoi>, our guess at the 4356th, is neither
+    # fed nor predicted.
     pad = property(lambda self: self.text_vocab + self.video_vocab)
     sot = property(lambda self: self.pad + 1)
     eot = property(lambda self: self.pad + 2)
@@ -129,7 +126,7 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # drawn by Llama: Embedding's own way takes a second, also on "meta"
+        # Llama draws it; this skips a slow initialization, also on "meta"
         table = torch.empty(config.vocab_size, config.dim)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -188,7 +185,7 @@ class Llama(nn.Module):
 
 def token_losses(states, head, targets):
     """The terms of Eq. (1): states (B, L, dim), head (vocab_size, dim) and
-    targets (B, L) int64 -> -log p(v_i | v_<i, t), (B, L) float32."""
+    targets (B, L) int64 -> -log p(v_i | v_<i, t), (B, L) float32; 0 for -100."""
     logits = F.linear(states, head).flatten(0, 1).float()
     losses = F.cross_entropy(logits, targets.flatten(), reduction="none")
     return losses.view(targets.shape)
@@ -201,7 +198,7 @@ def weighted_loss(states, head, targets, early_tokens, lambda_):
     loss = (1 + lambda_) * early.sum(1) + late.sum(1)  # Eq. (2)
     return loss.mean() / targets.shape[1], losses.detach()
 
-# ---- speed: a cache, with which each token is fed once ----
+# ---- speed: a cache, so that what is known is not fed again ----
 
 class KVCache:
     """The keys and values of the tokens fed so far, and the attention of new

@@ -87,7 +87,7 @@ def draw_noise(n, config, generators):
                        .exponential_(generator=g) for g in generators])
 
 def add_uncaptioned(prefix, config):
-    """(B, S) -> (2B, S): below, the same with the empty caption."""
+    """(B, S) -> (2B, S): rows with the caption, then with the empty one."""
     empty = prefix.clone()
     empty[:, :config.text_len + 3] = prefix_tokens(config, [[]])
     return torch.cat([prefix, empty])
@@ -110,13 +110,14 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     start: frames to go on from, uint8 (T, H, W, 3). context: how many of the
     last frames condition the next clip, 1 + 4k. reencode=False goes on from the
     old tokens of the last latent frames (Fig. 6), which had all earlier frames as context.
-    window: guesses per pass of `jacobi`, by default 32 in all rows; 1: none.
-    watch: see `generate_tokens`. compile: `next_codes`. sampling: cfg_scale,
-    top_k, temperature, floor, by default the preset's. ValueError for numbers
-    that make no sense.
+    window: guesses per pass of `jacobi`, by default 32 // B; 1: none. watch:
+    see `generate_tokens`. compile: whether to compile `next_codes`. sampling:
+    cfg_scale, top_k, temperature, floor, by default the preset's. ValueError
+    for numbers that make no sense.
     """
     config, device, B = model.config, model.lm_head.weight.device, len(prompts)
-    sampling = defaults(model) | {k: x for k, x in sampling.items() if x is not None}
+    preset = TOY if model.preset == "toy" else PAPER
+    sampling = preset | {k: x for k, x in sampling.items() if x is not None}
     check(sampling, config, context, seconds, window)
     window = window or max(1, 32 // B)
     cache = (cache_to_compile if compile else KVCache)(
@@ -128,13 +129,12 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     longest, h, w = config.latent_shape
 
     def encode(frames):  # uint8 (B, 1 + 4k, H, W, 3) -> tokens (B, 1 + k, h, w)
-        with machine.autocast(device):
-            return tokenizer.encode(to_float(frames).to(device))
+        return tokenizer.encode(to_float(frames).to(device))
 
     # of the next clip: latent frames that are known, frames that were shown
     known, shown = captions.new_empty(B, 0, h, w), 0
-    if start is not None:
-        shown = video_frames(latent_frames(min(len(start), context) - 3))  # 1 + 4k
+    if start is not None and len(start):
+        shown = 1 + (min(len(start), context) - 1) // 4 * 4
         known = encode(np.stack([start[-shown:]] * B))
     left = round(FPS * seconds)  # frames to be shown
     while left > 0:
@@ -148,9 +148,11 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
         clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])
         yield clip[:, shown:end]
         left -= end - shown
-        known, shown = tokens[:, -latent_frames(context):], context
+        shown = context
         if reencode and left > 0:
             known = encode(clip[:, -context:])  # uint8, as written to a file
+        else:  # Fig. 6
+            known = tokens[:, -latent_frames(context):]
 
 # ---- speed: guess many tokens, check them in one pass ----
 
@@ -160,17 +162,16 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     """What `generate_tokens` writes, in fewer passes (Jacobi decoding, our choice).
 
     With the noise drawn beforehand, the codes are a function of the seed and
-    can be guessed. A pass over `window` guesses draws what follows each: up to
-    the first wrong one what one at a time would give, after it better guesses
-    for the next pass. Each code has its own noise, so that small changes of p
-    seldom change a draw. Of several rows the slowest decides. A first guess
-    comes from three cells:
+    can be guessed. A pass over `window` guesses draws what follows each. Up to
+    the first wrong guess all that is fed is right, so these draws are what one
+    at a time would give; those after it are better guesses for the next pass.
+    Of several rows the slowest decides. A first guess:
 
         frame before   this frame     When a last stood above b, what came
              a             ?          in a's place a frame later? That is
              b                        guessed again, or else a.
 
-    (Below the last row stands the first of the next frame, which is known, too.)
+    (Below the last row stands the first of the next frame, also known.)
     """
     config, rows = model.config, 1 + (cfg_scale != 1)
     _, h, w = config.latent_shape
@@ -187,11 +188,11 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     done, new = 0, window
     while done < n:
         end = P + done + window
-        known, unknown = slice(P + done), slice(end - new, end)
+        settled, to_guess = slice(P + done), slice(end - new, end)
         pairs = ids[:, before] * 10**6 + ids[:, before + w]  # ids are smaller
-        same = pairs[:, known, None] == pairs[:, None, unknown]
-        last = (same * places[known, None]).amax(1)
-        ids[:, unknown] = ids.gather(1, last.where(last > 0, before[unknown]))
+        same = pairs[:, settled, None] == pairs[:, None, to_guess]
+        last = (same * places[settled, None]).amax(1)
+        ids[:, to_guess] = ids.gather(1, last.where(last > 0, before[to_guess]))
 
         tokens = ids[:, :end - 1]
         if done:
@@ -240,10 +241,6 @@ def check(sampling, config, context, seconds, window):
         raise ValueError("cfg-scale must be finite, floor 0 to 1")
     if context % 4 != 1 or not 0 < context < video_frames(config.latent_shape[0]):
         raise ValueError("context must be 1 + 4k frames, fewer than a clip has")
-
-def defaults(model):
-    """The numbers of sampling of a loaded model's preset."""
-    return TOY if model.preset == "toy" else PAPER
 
 def parse():
     p = argparse.ArgumentParser(description="A prompt -> a video.")

@@ -35,14 +35,10 @@ class TokenizerConfig:
     temporal: tuple = (False, True, True)  # where time is halved
     encoder_blocks: tuple = (1, 2, 3, 6)  # our choice
     decoder_blocks: tuple = (2, 2, 3, 5)
-    encoder_kernels: tuple = (3, 3, 3, 3)
-
-    def __post_init__(self):
-        if not 0 < self.codebook_size <= 65536:
-            raise ValueError("tokens are stored in 16 bits: 1 to 65536 codes")
+    encoder_kernels: tuple = (3, 3, 3, 3)  # of conv_in and the blocks
 
 TOKENIZER_PRESETS = {
-    # sees little around each token but at the coarsest level
+    # looks around, also in time, at the coarsest level and where it halves
     "toy": TokenizerConfig(
         resolution=64, codebook_size=1024, base_channels=16,
         multipliers=(1, 2, 3, 6), encoder_blocks=(0, 1, 1, 2),
@@ -54,7 +50,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
         padding = (0, kernel // 2, kernel // 2)
         super().__init__(dim_in, dim_out, kernel, stride, padding)
-        # our choice: weights on past frames start from zero
+        # our choice: past frames count for nothing at first, as after images
         self.weight.data[:, :, :-1] = 0
 
     def forward(self, x):
@@ -163,7 +159,7 @@ class Decoder(nn.Module):
             if up:
                 x = up(x)
                 latent = F.interpolate(latent, scale_factor=up.factors)
-                latent = latent[:, :, -x.shape[2]:]  # as x, without the first
+                latent = latent[:, :, -x.shape[2]:]  # each x keeps its latent
         return self.conv_out(F.silu(self.norm_out(x)))
 
 class ClusteringVQ(nn.Module):
@@ -171,7 +167,7 @@ class ClusteringVQ(nn.Module):
     ICCV 2023). Latents and codes have length 1 (our choice).
 
     `forward` quantizes; `reinitialize` moves codes, once per optimizer step,
-    as it counts the latents of all micro-batches on all ranks."""
+    because it counts the latents of all micro-batches on all ranks."""
 
     def __init__(self, codebook_size, code_dim, commitment=0.25,
                  decay=0.99):
@@ -224,8 +220,8 @@ class ClusteringVQ(nn.Module):
         self.codebook.copy_((1 - a) * codes + a * anchors)
 
     def anchors(self, latents, codes, tokens, generator):
-        """A latent for each code, (M, C), drawn in proportion to its error (our
-        choice: new codes go where the picture is wrong)."""
+        """A latent for each code, (M, C), drawn in proportion to its own
+        quantization error: codes go where the picture is wrong (our choice)."""
         errors = (latents - codes[tokens]).square().sum(1) + 1e-9
         rows = torch.multinomial(errors.cpu(), len(codes), True, generator=generator)
         return latents[rows]
@@ -241,9 +237,9 @@ class VideoTokenizer(nn.Module):
         self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, video):
-        """-> reconstruction (the video's shape), VQ loss, tokens."""
+        """-> reconstruction (the video's shape), tokens, VQ loss."""
         quantized, tokens, loss = self.vq(self.encoder(video))
-        return self.decoder(quantized), loss, tokens
+        return self.decoder(quantized), tokens, loss
 
     def encode(self, video):
         """video (B, 3, T, H, W) in [-1, 1] -> tokens (B, t, h, w).
@@ -292,10 +288,10 @@ class TokenizerLoss(nn.Module):
             self.lpips = [machine.lpips_network()]
 
     def forward(self, video, adversarial):
-        """video (B, 3, T, H, W) in [-1, 1] -> loss (scalar), and what to
-        log, {name: scalar}. adversarial: whether to use D."""
+        """video (B, 3, T, H, W) in [-1, 1] -> the sum (scalar), and what to
+        log, {name: scalar}. adversarial: whether D plays; "loss" then jumps."""
         D = self.discriminator
-        recon, vq_loss, _ = self.tokenizer(video)
+        recon, _, vq_loss = self.tokenizer(video)
         recon = recon.float()
         mse = F.mse_loss(recon, video)
         loss = vq_loss + F.l1_loss(recon, video) + 4 * mse
@@ -319,7 +315,7 @@ SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 
 def load_tokenizer(folder=None, device="cpu"):
     """The VideoTokenizer of a folder (None: the shipped one), and a hash of
-    its weights, rounded to bfloat16 as the shipped ones are."""
+    its weights. They are rounded to bfloat16, as the shipped ones are."""
     path = Path(folder or SHIPPED, "tokenizer.pt")
     checkpoint = machine.read_checkpoint(path, "tokenizer")
     weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}

@@ -28,20 +28,21 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import Clips, TextTokenizer, latent_frames, read_meta, to_float
+from data import Clips, TextTokenizer, latent_frames, to_float
 from model import PRESETS, Llama, prefix_tokens
 from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer, load_tokenizer
 from tools import machine
 from tools.machine import DEVICE, autocast
+from tools.shards import read_meta
 
 NAMES = ["tokenizer", "stage1", "stage2", "stage3"]
 FRAMES = [65, 1, 17, 65]  # of the longest clips of each stage
 EARLY = 17  # frames that weigh more in Eq. (2)
-# Of the stages 0 to 3 or of all (Sec. 4.1; our choice: stage 1's batch, stage
-# 0's lr and warmup, what follows; D's weight is Open-MAGVIT2's, its start LlamaGen's)
-PAPER = {
-    "steps": (400_000, 200_000, 200_000, 100_000),
-    "batch_size": (64, 512, 512, 256), "lr": 1e-4, "warmup": 10_000,
+PAPER = {  # tuples: of stages 0 to 3
+    "steps": (400_000, 200_000, 200_000, 100_000),  # Sec. 4.1
+    "batch_size": (64, 512, 512, 256),  # Sec. 4.1; stage 1: our choice
+    "lr": 1e-4, "warmup": 10_000,  # Sec. 4.1; stage 0: our choice
+    # our choice; D's weight and start are those of other VQGANs
     "micro_batch": 1, "save_every": 1000, "returns": 0.0, "perceptual_weight": 1.0,
     "adversarial_weight": 0.1, "adversarial_start": 0.05}
 TOY = {
@@ -55,7 +56,7 @@ FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
 # ---- short to long ----
 
 def frames_of_step(args, step):
-    """The frames of each clip of this step."""
+    """How many frames each clip of this step has."""
     if args.image_every and step % args.image_every == 0:  # our choice
         return 1
     if args.stage:
@@ -82,7 +83,8 @@ def learning_rate(args, step):
     return args.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 def parameter_groups(objective):
-    """Weight decay 0.1 on matrices, except embeddings and codes (our choice)."""
+    """Weight decay 0.1 on matrices, except embeddings and codes (our choice). In
+    the tokenizer, whose weights have five dimensions, there are no others."""
     decay, rest = [], []
     for name, p in objective.named_parameters():
         table = name.endswith(("codebook", "embed_tokens.weight"))
@@ -91,8 +93,8 @@ def parameter_groups(objective):
 
 def decoder_loss(objective, config, text, tokens, captions, lambda_, wrong=None):
     """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones: tokens
-    (B, t, h, w) int64 -> loss, and what to log, {name: scalar}. wrong (B, 2):
-    latent frames without loss, see `Clips` (our choice)."""
+    (B, t, h, w) int64 -> loss, and what to log, {name: (sum, count)}. wrong
+    (B, 2): latent frames without loss, see `Clips` (our choice)."""
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
     targets = tokens.flatten(1) + config.text_vocab
@@ -105,19 +107,20 @@ def decoder_loss(objective, config, text, tokens, captions, lambda_, wrong=None)
     early = latent_frames(EARLY)
     loss, losses = objective(fed, targets, early * h * w, lambda_ if t > early else 0.0)
     losses, counted = (x.view(B, t, h * w) for x in (losses, targets >= 0))
-    return loss, {"loss": loss.detach(), "unweighted_loss": losses.sum() / counted.sum(),
-                  **{f"loss_{name}": losses[:, a:b].sum() / counted[:, a:b].sum().clamp(min=1)
-                     for name, (a, b) in FRAME_RANGES.items() if a < t}}
+    ranges = {"unweighted_loss": (0, t)} | {
+        f"loss_{name}": x for name, x in FRAME_RANGES.items() if x[0] < t}
+    return loss, {"loss": (loss.detach() * B, B), **{
+        name: (losses[:, a:b].sum(), counted[:, a:b].sum()) for name, (a, b) in ranges.items()}}
 
 # ---- what is trained ----
 
 def tokenizer_training(args, saved, device):
     """Stage 0 -> model, which is saved; objective, whose loss is minimized;
-    players, whose gradients are clipped apart; loss_of(objective, batch, step)
-    -> loss, what to log; size of the clips in pixels; tokenizer_hash.
-    A batch: video uint8 (B, T, H, W, 3), captions."""
+    players, networks whose gradients are clipped separately; loss_of(objective,
+    batch, step) -> loss, {name: (sum, count)} to log; size of the clips in
+    pixels; tokenizer_hash. A batch begins with video uint8 (B, T, H, W, 3)."""
     preset = TOKENIZER_PRESETS["toy" if args.preset == "toy" else "paper"]
-    model = VideoTokenizer(config_of(args, saved, preset))
+    model = VideoTokenizer(machine.config_of(args, saved, preset))
     objective = TokenizerLoss(model, args.adversarial_weight, args.perceptual_weight)
     discriminator = objective.discriminator
     for module in (model.encoder, model.decoder) if args.compile else ():
@@ -128,17 +131,19 @@ def tokenizer_training(args, saved, device):
         with autocast(device, args.dtype):
             loss, logs = objective(to_float(batch[0].to(device)), adversarial)
         # plus 0: DDP waits for a gradient of each parameter
-        return loss + 0 * sum(p.sum() for p in discriminator.parameters()), logs
+        loss = loss + 0 * sum(p.sum() for p in discriminator.parameters())
+        B = len(batch[0])
+        return loss, {name: (x * B, B) for name, x in logs.items()}
 
     return SimpleNamespace(model=model, objective=objective, players=[model, discriminator],
                            loss_of=loss_of, size=model.config.resolution, tokenizer_hash=None)
 
 def decoder_training(args, saved, device):
     """Stages 1 to 3 -> the same. A batch: tokens (B, t, h, w), or of the toy
-    world video, drawn just now, uint8 (B, T, H, W, 3); captions."""
+    world video uint8 (B, T, H, W, 3); captions; wrong."""
     tokenizer, digest = tokenizer_of(args, saved, device)
     size, t = tokenizer.config.resolution, latent_frames(tokenizer.config.frames)
-    config = config_of(args, saved, dataclasses.replace(
+    config = machine.config_of(args, saved, dataclasses.replace(
         PRESETS[args.preset], latent_shape=(t, size // 8, size // 8),
         video_vocab=tokenizer.config.codebook_size))
     text = TextTokenizer(config.text_tokenizer)
@@ -212,8 +217,8 @@ def main():
             objective.require_backward_grad_sync = i + 1 == len(micros)
             loss, logs = training.loss_of(objective, batch, step)
             (loss * len(micro) / n).backward()
-            for name, x in logs.items():
-                totals[name] += x * len(micro) / n
+            for name, (x, count) in logs.items():
+                totals[name] += torch.stack([x, x.new_tensor(count)])
 
         # the optimizer step
         norms = [float(torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0))
@@ -228,11 +233,11 @@ def main():
 
         # what happened
         for x in totals.values() if ranks > 1 else ():
-            dist.all_reduce(x.div_(ranks))
+            dist.all_reduce(x)
         frames, seconds = frames_of_step(args, step), time.perf_counter() - began
         tokens = n * ranks * latent_frames(frames) * (training.size // 8) ** 2
         line = {"stage": args.stage, "step": step, "frames": frames, "lr": lr,
-                **{name: x.item() for name, x in totals.items()},
+                **{name: (x / count).item() for name, (x, count) in totals.items() if count},
                 "grad_norm": norms[0], "skipped": skipped, "data_wait": waited / seconds,
                 "tokens_per_s": tokens / seconds}
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
@@ -255,20 +260,10 @@ def validate(training, objective, validation, frames):
     keys = [[(0, i, frames)] for i in range(8)]
     logs = [training.loss_of(objective, batch, step=-1)[1] for batch in  # no discriminator
             torch.utils.data.DataLoader(validation, batch_sampler=keys)]
-    return sum(x.get("unweighted_loss", x["loss"]).item() for x in logs) / 8
+    pairs = [x.get("unweighted_loss", x["loss"]) for x in logs]
+    return sum(float(x / count) for x, count in pairs) / 8
 
-# ---- plumbing: configurations, arguments ----
-
-def config_of(args, saved, preset):
-    """The checkpoint's config (its flags must agree), or preset and flags.
-    Flags of the other network are ignored: one line of flags does for all."""
-    config = type(preset)(**saved["config"]) if saved else preset
-    flags = {name: tuple(x) if isinstance(x, list) else x for name, x in vars(args).items()
-             if name in SIZES | LEVELS and hasattr(config, name) and x is not None}
-    changed = dataclasses.replace(config, **flags)
-    if saved and (config, saved["args"]["preset"]) != (changed, args.preset):
-        raise ValueError("the checkpoint has another config")
-    return changed
+# ---- plumbing: arguments ----
 
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
@@ -281,15 +276,6 @@ def tokenizer_of(args, saved, device):
             raise ValueError("the clips or the checkpoint have another tokenizer")
     return tokenizer, digest
 
-SIZES = {  # numbers of the presets that flags may change
-    "dim": "width of the decoder", "n_layers": "its layers", "n_heads": "its attention heads",
-    "ffn_dim": "width inside its MLPs", "text_len": "text tokens of a caption",
-    "resolution": "pixels, height = width", "codebook_size": "codes",
-    "code_dim": "numbers per code", "base_channels": "channels of the finest level"}
-LEVELS = {  # four numbers each, from fine to coarse
-    "multipliers": "channels, of --base-channels", "encoder_blocks": "residual blocks",
-    "decoder_blocks": "residual blocks", "encoder_kernels": "size of the kernels"}
-
 def parse():
     p = argparse.ArgumentParser(description="The four trainings.")
     add, switch = p.add_argument, argparse.BooleanOptionalAction
@@ -297,7 +283,7 @@ def parse():
     add("--preset", choices=PRESETS, default="toy")
     add("--out", type=Path, default="out", help="folder")
     add("--videos", default="toy", metavar="A,B", help="by tools/prepare.py")
-    add("--images", metavar="C,D", help="default: first frames of videos")
+    add("--images", metavar="C,D", help="default: the videos' frames")
     add("--steps", type=int)
     add("--batch-size", type=int, help="clips of the longest length, in all")
     add("--micro-batch", type=int, help="65-frame clips at once on a device")
@@ -305,7 +291,7 @@ def parse():
     add("--warmup", type=int)
     add("--image-every", type=int, default=5, help="steps; 0 is never")
     add("--lambda", dest="lambda_", type=float, default=1.0, help="Eq. (2)")
-    add("--returns", type=float, help="share of clips that contradict their captions at first")
+    add("--returns", type=float, help="share of clips that contradict captions")
     add("--adversarial-weight", type=float)
     add("--adversarial-start", type=float, help="0 to 1")
     add("--perceptual-weight", type=float)
@@ -321,17 +307,14 @@ def parse():
     add("--overwrite", action="store_true")
     add("--seed", type=int, default=0)
     add("--logger", choices=["tensorboard", "wandb"])
-    for name, help in (SIZES | LEVELS).items():
-        add("--" + name.replace("_", "-"), type=int, help=help,
-            nargs=4 if name in LEVELS else None)
+    machine.add_sizes(p)
     args = p.parse_args()
     preset = TOY if args.preset == "toy" else PAPER
     for name, x in (preset | {"images": args.videos}).items():
         if getattr(args, name) is None:
             setattr(args, name, x[args.stage] if isinstance(x, tuple) else x)
-    sizes = "steps", "batch_size", "micro_batch", "save_every", *SIZES
-    if any(x is not None and x < 1 for x in map(vars(args).get, sizes)):
-        raise ValueError("steps and sizes must be at least 1")
+    if min(args.steps, args.batch_size, args.micro_batch, args.save_every) < 1:
+        raise ValueError("steps and batches must be at least 1")
     if min(args.image_every, args.seed) < 0:
         raise ValueError("--image-every and --seed must be at least 0")
     if args.fsdp and not args.stage:

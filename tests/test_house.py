@@ -6,11 +6,11 @@ import pytest
 
 from conftest import ROOT
 
-LEAVES = "tools/films", "tools/machine"
+LEAVES = "tools/films", "tools/machine", "tools/shards"
 BELOW = {**dict.fromkeys(LEAVES, set()),
-         "data": {"tools.films"}, "tokenizer": {"tools.machine"}, "model": set(),
+         "data": {"tools.films", "tools.shards"}, "tokenizer": {"tools.machine"}, "model": set(),
          "sample": {"data", "tokenizer", "model", "tools.films", "tools.machine"},
-         "train": {"data", "tokenizer", "model", "tools.machine"}}
+         "train": {"data", "tokenizer", "model", "tools.machine", "tools.shards"}}
 OURS = {"data", "tokenizer", "model", "sample", "train", "tools", "experiments"} | {
     name[:-3] for folder in ("tools", "experiments")
     for name in os.listdir(os.path.join(ROOT, folder)) if name.endswith(".py")}

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from conftest import ONE_THREAD, ROOT, command, fails, run
-from data import FPS, shards_of, to_float, toy_clip
+from data import FPS, to_float, toy_clip
 from tokenizer import load_tokenizer
 from tools.films import read_clip
+from tools.shards import shards_of
 
 PREPARE = "tools/prepare.py"
 

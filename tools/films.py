@@ -78,6 +78,8 @@ def in_order(frames):
 def read_clip(file, n_frames, fps, size, start=0, last=False):
     """The frames from second `start` of a video file, or the last ones:
     uint8 (n_frames, size, size, 3). Raises ValueError if there are fewer."""
+    if n_frames < 1:
+        raise ValueError(f"{n_frames} frames cannot be read")
     try:
         frames = read_frames(file, fps, size, start)
         clip = deque(frames if last else itertools.islice(frames, n_frames), n_frames)

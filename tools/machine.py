@@ -143,6 +143,41 @@ def starting_point(args, names, device):
     return saved, resumed
 
 
+SIZES = {  # numbers of the presets that flags may change
+    "dim": "width of the decoder", "n_layers": "its layers", "n_heads": "its attention heads",
+    "ffn_dim": "width inside its MLPs", "text_len": "text tokens of a caption",
+    "resolution": "pixels, height = width", "codebook_size": "codes",
+    "code_dim": "numbers per code", "base_channels": "channels of the finest level"}
+LEVELS = {  # four each, from fine to coarse
+    "multipliers": "channels, as multiples of --base-channels",
+    "encoder_blocks": "residual blocks", "decoder_blocks": "residual blocks",
+    "encoder_kernels": "size of the kernels"}
+
+
+def add_sizes(parser):
+    for name, help in (SIZES | LEVELS).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, help=help,
+                            nargs=4 if name in LEVELS else None)
+
+
+def config_of(args, saved, preset):
+    """The checkpoint's config (its flags must agree), or preset and flags.
+    Flags of the other network are ignored: one line of flags does for all."""
+    config = type(preset)(**saved["config"]) if saved else preset
+    flags = {name: tuple(x) if isinstance(x, list) else x for name, x in vars(args).items()
+             if name in SIZES | LEVELS and hasattr(config, name) and x is not None}
+    if any(flags[name] < 1 for name in flags.keys() & SIZES.keys()):
+        raise ValueError("sizes must be at least 1")
+    changed = dataclasses.replace(config, **flags)
+    if flags.get("codebook_size", 1) > 65536:
+        raise ValueError("tokens are stored in 16 bits: at most 65536 codes")
+    if hasattr(changed, "n_heads") and changed.dim % (2 * changed.n_heads):
+        raise ValueError("--dim must be a multiple of twice --n-heads")
+    if saved and (config, saved["args"]["preset"]) != (changed, args.preset):
+        raise ValueError("the checkpoint has another config")
+    return changed
+
+
 def settings(args):
     """What a resumed run must have in common with what it resumes."""
     free = ("out init resume overwrite micro_batch compile workers device "

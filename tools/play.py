@@ -35,8 +35,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import FPS, latent_frames, to_float, to_uint8  # noqa: E402
-from sample import CONTEXT, defaults, generate, load  # noqa: E402
-from tools.machine import DEVICE, autocast, set_threads  # noqa: E402
+from sample import CONTEXT, PAPER, TOY, generate, load  # noqa: E402
+from tools.machine import DEVICE, set_threads  # noqa: E402
 
 PROMPTS = ["a red balloon drifts right slowly past green hills by day",
            "a yellow bird flies left quickly past a city at night",
@@ -60,8 +60,7 @@ def film(world, visitor, reel):
     device = model.lm_head.weight.device
 
     def encoded(frames):
-        with autocast(device):
-            return tokenizer.encode(to_float(frames)[None].to(device)).flatten().tolist()
+        return tokenizer.encode(to_float(frames)[None].to(device)).flatten().tolist()
 
     def check():
         if reel.over or visitor["scene"] != scene:
@@ -161,7 +160,7 @@ def page(world):
     except ImportError as e:
         raise ValueError("pip install gradio") from e
     config, colors = world[0].config, code_colors(world[1])
-    guidance, temperature = defaults(world[0]).values()
+    preset = TOY if world[0].preset == "toy" else PAPER
 
     with gr.Blocks(title="Loong", analytics_enabled=False) as demo:
         visitor = gr.State({"speed": 1})  # each visitor has a copy
@@ -177,8 +176,8 @@ def page(world):
                 tokens = gr.HTML(tiles([], 0, colors, config.latent_shape))
                 gr.Markdown(NOTE)
         with gr.Row():
-            controls["cfg_scale"] = gr.Slider(1, 10, guidance, label="guidance")
-            controls["temperature"] = gr.Slider(0.1, 2, temperature, label="temperature")
+            controls["cfg_scale"] = gr.Slider(1, 10, preset["cfg_scale"], label="guidance")
+            controls["temperature"] = gr.Slider(0.1, 2, preset["temperature"], label="temperature")
             controls["top_k"] = gr.Slider(1, 200, 50, step=1, label="top-k")
         with gr.Row():
             speed = gr.Slider(1, 4, 1, step=0.5, label="speed")

@@ -46,8 +46,6 @@ from data import (  # noqa: E402
     FPS,
     SIZE,
     latent_frames,
-    read_meta,
-    shards_of,
     to_float,
     to_uint8,
     toy_clip,
@@ -56,6 +54,7 @@ from data import (  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
 from tools.films import IMAGES, VIDEOS, ending, open_media, read_frames, read_image  # noqa: E402
 from tools.machine import autocast, fast_dtype  # noqa: E402
+from tools.shards import read_meta, shards_of  # noqa: E402
 
 LENGTHS = (65, 17, 1)  # frames of the clips of stages 3, 2 and 1 (Sec. 3.2)
 # of torchrun, or set by hand for jobs that share the work
