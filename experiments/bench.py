@@ -11,7 +11,7 @@
                                            # into experiments/results/gpu.json; no peers
 
 The contenders take turns for a few rounds and the best round of each counts, because other work
-on the machine can only slow a round down. The limit is the rate of a large bfloat16 matrix
+on the machine can only slow a round down. The limit is the rate of a large matrix
 product, for `decode` the rate of reading memory. Needs: pip install transformers diffusers,
 but for `gpu`, which runs on a CPU, too, at toy sizes, as its test.
 """
@@ -40,9 +40,10 @@ from model import PRESETS, KVCache, Llama, ModelConfig, cache_to_compile, prefix
 from sample import generate_tokens, jacobi, next_codes  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, CausalConv3d, TokenizerLoss, VideoTokenizer  # noqa: E402
 from tools.films import read_clip  # noqa: E402
-from tools.machine import DEVICE, compiled, set_threads  # noqa: E402
+from tools.machine import DEVICE, autocast, compiled, fast_dtype, set_threads  # noqa: E402
 from train import parameter_groups  # noqa: E402
 
+DTYPE = getattr(torch, fast_dtype(DEVICE))  # bfloat16, but on many CPUs float32
 # 67 M parameters, 1100 tokens
 SMALL = ModelConfig(dim=512, n_layers=8, n_heads=8, ffn_dim=1408, latent_shape=(1, 1, 970))
 
@@ -70,9 +71,9 @@ def race(contenders, rounds):
 
 @functools.cache
 def matmul_rate():
-    """FLOP/s of this machine's bfloat16 matrix products."""
-    n = 8192 if DEVICE == "cuda" else 1024  # some CPUs need seconds for it
-    a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    """FLOP/s of this machine's matrix products."""
+    n = 8192 if DEVICE == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=DEVICE, dtype=DTYPE) for _ in range(2))
     return 2 * n ** 3 / race({"matmul": lambda: a @ b}, 5)["matmul"]
 
 
@@ -116,7 +117,7 @@ def llama_of_transformers(config):
 # a training step of the decoder
 
 def lm(config, batch, rounds, compile):
-    """One optimizer step of the decoder: bfloat16 autocast, softmax over the
+    """One optimizer step of the decoder: autocast to DTYPE, softmax over the
     whole vocabulary, fused AdamW, gradient clipping."""
     text, video = config.text_len + 3, math.prod(config.latent_shape)
     tokens = torch.randint(config.vocab_size, (batch, text + video), device=DEVICE)
@@ -132,7 +133,7 @@ def lm(config, batch, rounds, compile):
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)
 
         def step():
-            with torch.autocast(DEVICE, torch.bfloat16):
+            with autocast(torch.device(DEVICE)):
                 value = loss()
             value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -170,7 +171,7 @@ def step_bytes(model, rows, positions):
 
 @torch.inference_mode()
 def decode(config, steps, rounds):
-    """Steps/s of a guided pair in bfloat16 after a prompt of 64 tokens, top-k
+    """Steps/s of a guided pair in DTYPE after a prompt of 64 tokens, top-k
     50: ours plain and compiled, beside transformers' generate (two rows, no
     guidance) and beside a compiled step of its model over a static cache.
     Then what a pass over several guesses costs. Of untrained weights hardly
@@ -179,9 +180,9 @@ def decode(config, steps, rounds):
     prompt = 64
     # no more memory than the peers take
     config = dataclasses.replace(config, text_len=prompt - 3, latent_shape=(1, 1, steps))
-    ours = Llama(config).to(DEVICE, torch.bfloat16).eval().requires_grad_(False)
+    ours = Llama(config).to(DEVICE, DTYPE).eval().requires_grad_(False)
     set_threads(ours)
-    peer = llama_of_transformers(config).to(DEVICE, torch.bfloat16).eval()
+    peer = llama_of_transformers(config).to(DEVICE, DTYPE).eval()
     prefix = prefix_tokens(config, [list(range(config.text_len))]).to(DEVICE)
     pair = prefix.repeat(2, 1)
 
@@ -238,7 +239,7 @@ def decode(config, steps, rounds):
 # the tokenizer
 
 def tokenizer(frames, rounds):
-    """The paper's tokenizer at 128x128 in bfloat16, not compiled, beside
+    """The paper's tokenizer at 128x128 in DTYPE, not compiled, beside
     HunyuanVideo's causal 3D autoencoder: also 8x8x4, time halved at the last
     two levels, 246 M parameters."""
     from diffusers import AutoencoderKLHunyuanVideo
@@ -250,7 +251,7 @@ def tokenizer(frames, rounds):
         parameters = sum(p.numel() for p in network.parameters())
         print(f"{name}: {parameters / 1e6:.0f} M parameters")
     for network in (ours.encoder, ours.decoder, peer):
-        network.to(DEVICE, torch.bfloat16)
+        network.to(DEVICE, DTYPE)
     ours.vq.to(DEVICE)
     video = torch.rand(1, 3, frames, 128, 128, device=DEVICE) * 2 - 1
 
@@ -260,16 +261,16 @@ def tokenizer(frames, rounds):
             network.zero_grad(set_to_none=True)
         return step
 
-    with torch.autocast(DEVICE, torch.bfloat16):
+    with autocast(torch.device(DEVICE)):
         with torch.no_grad():
             tokens = ours.encode(video)
-            latent = peer.encode(video.bfloat16()).latent_dist.mode()
+            latent = peer.encode(video.to(DTYPE)).latent_dist.mode()
         calls = {"encode": (lambda: ours.encode(video),
-                            lambda: peer.encode(video.bfloat16())),
+                            lambda: peer.encode(video.to(DTYPE))),
                  "decode": (lambda: ours.decode(tokens),
                             lambda: peer.decode(latent)),
                  "training step": (train(ours, lambda: ours(video)[0]),
-                                   train(peer, lambda: peer(video.bfloat16()).sample))}
+                                   train(peer, lambda: peer(video.to(DTYPE)).sample))}
         for what, pair in calls.items():
             contenders = dict(zip(("ours", "HunyuanVideo's"), pair))
             with torch.set_grad_enabled(what == "training step"):
@@ -359,7 +360,7 @@ def gpu(path):
     path.parent.mkdir(exist_ok=True)
     parts = {"matmul and memory": lambda: {"TFLOP/s": matmul_rate() / 1e12,
                                            "GB/s": read_rate() / 1e9},
-             "prefixes in bfloat16": prefixes, "tokenizer training": tokenizer_training}
+             "prefixes under autocast": prefixes, "tokenizer training": tokenizer_training}
     for size in ("700m", "3b", "7b") if cuda else ("toy",):
         config = PRESETS[size]
         if size == "7b":  # 109 GB with gradients and moments: a quarter of it
@@ -407,7 +408,7 @@ def prefixes():
         if isinstance(module, CausalConv3d):
             module.reset_parameters()  # weights on past frames, too
     network.to(DEVICE)
-    with torch.autocast(DEVICE, torch.bfloat16):
+    with autocast(torch.device(DEVICE)):
         whole = network.encode(video)
         return {f"share that differs, {frames} frames": (
             whole[:, :latent_frames(frames)] != network.encode(video[:, :, :frames])
@@ -423,7 +424,7 @@ def tokenizer_training():
         module.compile(dynamic=False)
 
     def step():
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with autocast(torch.device(DEVICE)):
             loss, _ = objective(video, True)
         loss.backward()
         optimizer.step()
@@ -451,7 +452,7 @@ def training(config, frames):
     tokens = torch.randint(config.pad, (clips, config.text_len + 3 + video), device=DEVICE)
 
     def step():
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with autocast(torch.device(DEVICE)):
             loss, _ = model(tokens[:, :-1], tokens[:, -video:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -474,7 +475,7 @@ def decoding(config, steps):
     """Guided passes/s of one video after its first half, compiled: token by
     token and over guesses, of which untrained weights find none right."""
     with torch.device(DEVICE):
-        model = Llama(config).to(torch.bfloat16).eval().requires_grad_(False)
+        model = Llama(config).to(DTYPE).eval().requires_grad_(False)
     half = config.max_len // 2
     prefix = torch.randint(config.pad, (1, half), device=DEVICE)
     cache, step = cache_to_compile(model, 2, 32), compiled(next_codes, DEVICE)

@@ -176,7 +176,7 @@ def test_the_land_moves_as_one_piece(way, speed, monkeypatch):
 
     monkeypatch.setattr(data, "land_heights", recording)
     for land in LANDS:
-        video, n = drawn(1, land=land, way=way, speed=speed)[0], SPEEDS[speed]
+        video, n = drawn(4, land=land, way=way, speed=speed)[0], SPEEDS[speed]
         assert drawn_heights[-1].std() > 1
         heights = 8 + drawn_heights[-1][np.arange(64) + n * np.arange(65)[:, None]]
         new = heights[1:, -n:]
@@ -195,7 +195,7 @@ def test_the_land_moves_as_one_piece(way, speed, monkeypatch):
         assert moves(video[::-1]).mean() < 0.2
         torn[:, :, 32:] = video[::-1, :, 32:]  # its halves part
         assert moves(torn).mean() < 0.5
-        torn = np.concatenate([video[:33], drawn(2, land=land, way=way, speed=speed)[0][33:]])
+        torn = np.concatenate([video[:33], drawn(5, land=land, way=way, speed=speed)[0][33:]])
         assert not moves(torn)[32]  # from one land to another
 
 

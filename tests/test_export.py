@@ -7,7 +7,7 @@ import torch
 from conftest import fails, run
 from export import export
 from model import Llama, ModelConfig, prefix_tokens
-from sample import generate_tokens, load
+from sample import jacobi, load
 
 SMALL = ModelConfig(dim=32, n_layers=2, n_heads=4, ffn_dim=48, text_vocab=20,
                     video_vocab=30, text_len=6, latent_shape=(3, 2, 2))
@@ -71,7 +71,7 @@ def test_generate_writes_the_same_tokens(tmp_path):
     expected = ids[:, prefix.shape[1]:] - config.text_vocab
     assert len(expected.unique()) > 20
     for window in (1, 16):
-        codes = generate_tokens(ours, prefix, n, cfg_scale=1, top_k=1, temperature=1.0,
+        codes = jacobi(ours, prefix, n, cfg_scale=1, top_k=1, temperature=1.0,
                                 generator=[torch.Generator()], window=window)
         assert torch.equal(codes, expected)
 

@@ -222,11 +222,14 @@ def test_tokens_are_drawn_from_the_guided_top_k(loaded, monkeypatch):
     assert expected.max() < 0.9  # there is something to draw
     assert torch.allclose(share, expected, atol=0.04) and torch.isin(drawn, ids).all()
     # the floor looks at the probabilities with the caption, before guidance
-    likely = a.softmax(0) >= 0.5 * a.softmax(0).max()
-    best = guided.masked_fill(~likely, -math.inf).argmax()
-    assert best != guided.argmax()
-    first = generate_tokens(model, cond, 1, 5.0, 1, 1.0, [torch.Generator()], floor=0.5)
-    assert first.item() == best.item()
+    far, p = b + 50.0 * (a - b), a.softmax(0)
+    floor = 1.01 * (p[far.argmax()] / p.max()).item()
+    assert floor < 1
+    best = far.masked_fill(p < floor * p.max(), -math.inf).argmax()
+    for least, code in ((0.0, far.argmax()), (floor, best)):
+        first = generate_tokens(model, cond, 1, 50.0, 1, 1.0, [torch.Generator()], floor=least)
+        assert first.item() == code.item()
+    assert best != far.argmax()
     model.float()
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import os
@@ -13,8 +14,10 @@ import torch
 
 import model
 from conftest import ONE_THREAD, ROOT, TINY, command, fails, metrics, run
+from data import TextTokenizer
+from model import prefix_tokens
 from tokenizer import SHIPPED
-from train import FRAME_RANGES, PAPER, micro_batches
+from train import FRAME_RANGES, PAPER, decoder_loss, micro_batches
 
 
 def losses(folder, stage):
@@ -62,7 +65,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, stage):
     """SIGKILL in the middle, then --resume: the same losses to the last digit.
     Stage 0 is killed before the discriminator plays and resumed beyond."""
     args = ["--stage", stage, "--steps", 12, "--batch-size", 2,
-            "--save-every", 3, *TINY]
+            "--save-every", 3, *TINY, "--returns", 0.5 if stage else 0]
     for name in ("whole", "killed"):
         start_of(stage, tiny, tmp_path / name)
     run("train.py", *args, "--out", tmp_path / "whole")
@@ -93,7 +96,8 @@ def start_of(stage, source, folder):
 def test_data_parallel_and_fsdp_follow_one_process(tiny, tmp_path):
     """The same 20 steps on one process, two DDP ranks, two FSDP ranks and one;
     activations kept or not. All write the same kind of checkpoint."""
-    args = ["--stage", 3, "--steps", 20, "--batch-size", 2, "--save-every", 10, *TINY]
+    args = ["--stage", 3, "--steps", 20, "--batch-size", 2, "--save-every", 10, *TINY,
+            "--returns", 0.7]
     expected = None
     for name, ranks, flags in (
             ("one", None, ["--micro-batch", 1]), ("ddp", 2, []),
@@ -206,6 +210,29 @@ runpy.run_path({ROOT!r} + "/train.py", run_name="__main__")
         "--out", tmp_path / "compiled", ranks=2)
     plain, compiled = (losses(tmp_path / name, 3) for name in ("plain", "compiled"))
     assert plain == pytest.approx(compiled, rel=1e-4)
+
+
+def test_no_loss_where_frames_contradict_the_caption():
+    """Against the losses of all tokens; Eq. (2) weighs those that count as before."""
+    config = dataclasses.replace(model.PRESETS["toy"], dim=24, n_layers=1, ffn_dim=32, text_len=4,
+                                 latent_shape=(6, 2, 2))
+    network, text = model.Llama(config), TextTokenizer("bytes")
+    tokens = torch.randint(1024, (2, 6, 2, 2))
+
+    def losses(tokens, wrong):
+        loss, logs = decoder_loss(network, config, text, tokens, ["a", ""], 1.0, wrong)
+        return loss.item(), {name: (float(x), int(n)) for name, (x, n) in logs.items()}
+
+    wrong = torch.tensor([[0, 2], [0, 0]])
+    plain, every = losses(tokens, None)
+    masked, logs = losses(tokens, wrong)
+    assert logs["loss_1"][1] == 4 and logs["loss_2-17"][1] == 28 and every["loss_1"][1] == 8
+    fed = torch.cat([prefix_tokens(config, [[97], []]), tokens.flatten(1)[:, :-1] + 256], 1)
+    _, each = network(fed, tokens.flatten(1) + 256)
+    each = each.view(2, 6, 4)
+    weights = torch.tensor([2, 2, 2, 2, 2, 1.0])[:, None]
+    expected = (weights * each).sum() - (2 * each[0, :2]).sum()
+    assert masked == pytest.approx(expected.item() / 2 / 24, rel=1e-5) and masked < plain
 
 
 def test_gradients_that_are_not_finite(tiny, tmp_path, monkeypatch):
