@@ -6,8 +6,7 @@
                   Their first 1 or 5 latent frames serve stages 1 and 2.
     samples       a pure function of (seed, stage, step, i) (`Clips`)
 
-Below them stands the storybook, the toy world: clips drawn from rules.
-This file knows no network.
+Below them stands the storybook, the toy world. This file knows no network.
 """
 import functools
 import zlib

@@ -224,9 +224,9 @@ def load(path=None, device="cpu"):
     if path.is_dir():
         stages = [path / f"stage{i}.pt" for i in (3, 2, 1)]
         path = next(filter(Path.exists, stages), stages[0])
-    saved, folder = machine.read_checkpoint(path, "stage"), path.parent
-    own = (folder / "tokenizer.pt").exists()
-    tokenizer, digest = load_tokenizer(folder if own else None, device)
+    saved = machine.read_checkpoint(path, "stage")
+    folder = path.parent if (path.parent / "tokenizer.pt").exists() else None
+    tokenizer, digest = load_tokenizer(folder, device)
     if saved["tokenizer_hash"] != digest:
         raise ValueError(f"{path} was trained on another tokenizer's tokens")
     model = load_decoder(saved, device)
@@ -280,8 +280,7 @@ def main():
     machine.set_threads(model, most=2)
     for prompt, _ in args.scenes:
         if len(text.encode(prompt)) > model.config.text_len:
-            print(f"of this prompt {model.config.text_len} text tokens are read: {prompt}",
-                  file=sys.stderr)
+            print(f"longer than {model.config.text_len} text tokens: {prompt}", file=sys.stderr)
     start = args.continue_from and films.read_clip(
         args.continue_from, args.context, FPS, tokenizer.config.resolution, last=True)
     options = {name: vars(args)[name] for name in (

@@ -32,7 +32,6 @@ from data import Clips, TextTokenizer, latent_frames, to_float
 from model import PRESETS, Llama, prefix_tokens
 from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer, load_tokenizer
 from tools import machine
-from tools.machine import DEVICE, autocast
 from tools.shards import read_meta
 
 NAMES = ["tokenizer", "stage1", "stage2", "stage3"]
@@ -128,7 +127,7 @@ def tokenizer_training(args, saved, device):
 
     def loss_of(objective, batch, step):
         adversarial = step >= args.adversarial_start * args.steps
-        with autocast(device, args.dtype):
+        with machine.autocast(device, args.dtype):
             loss, logs = objective(to_float(batch[0].to(device)), adversarial)
         # plus 0: DDP waits for a gradient of each parameter
         loss = loss + 0 * sum(p.sum() for p in discriminator.parameters())
@@ -157,7 +156,7 @@ def decoder_training(args, saved, device):
 
     def loss_of(objective, batch, step):
         x, captions, wrong = batch[0].to(device), batch[1], torch.stack(batch[2], 1)
-        with autocast(device, args.dtype):
+        with machine.autocast(device, args.dtype):
             if x.dtype == torch.uint8:
                 with torch.no_grad():
                     x = tokenizer.encode(to_float(x))
@@ -170,9 +169,7 @@ def decoder_training(args, saved, device):
 
 def main():
     args = parse()
-    rank, ranks, device = machine.start_processes(args.device, args.fsdp)
-    if args.batch_size % ranks:
-        raise ValueError(f"{ranks} processes cannot share --batch-size {args.batch_size}")
+    rank, ranks, device = machine.start_processes(args)
     saved, resumed = machine.starting_point(args, NAMES, device)
     torch.manual_seed(args.seed)  # the same weights on every rank
     training = (decoder_training if args.stage else tokenizer_training)(args, saved, device)
@@ -244,7 +241,6 @@ def main():
         if saving:
             line["val_loss"] = validate(training, objective, validation, FRAMES[args.stage])
         if rank == 0:
-            # opened when a step has worked
             log = log or machine.open_log(args.out, args.stage, start, args.logger)
             log(line)
         if skipped == 10:
@@ -260,8 +256,8 @@ def validate(training, objective, validation, frames):
     keys = [[(0, i, frames)] for i in range(8)]
     logs = [training.loss_of(objective, batch, step=-1)[1] for batch in  # no discriminator
             torch.utils.data.DataLoader(validation, batch_sampler=keys)]
-    pairs = [x.get("unweighted_loss", x["loss"]) for x in logs]
-    return sum(float(x / count) for x, count in pairs) / 8
+    losses = (log.get("unweighted_loss", log["loss"]) for log in logs)
+    return sum(float(x / count) for x, count in losses) / 8
 
 # ---- plumbing: arguments ----
 
@@ -296,11 +292,11 @@ def parse():
     add("--adversarial-start", type=float, help="0 to 1")
     add("--perceptual-weight", type=float)
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    add("--compile", action=switch, default=DEVICE == "cuda")
+    add("--compile", action=switch, default=machine.DEVICE == "cuda")
     add("--checkpoint-activations", action="store_true")
     add("--fsdp", action="store_true")
-    add("--device", default=DEVICE)
-    add("--workers", type=int, default=4 if DEVICE == "cuda" else 0)
+    add("--device", default=machine.DEVICE)
+    add("--workers", type=int, default=4 if machine.DEVICE == "cuda" else 0)
     add("--save-every", type=int, metavar="STEPS")
     add("--init", metavar="PATH", help="a checkpoint, or 'none'")
     add("--resume", action="store_true")
@@ -313,12 +309,9 @@ def parse():
     for name, x in (preset | {"images": args.videos}).items():
         if getattr(args, name) is None:
             setattr(args, name, x[args.stage] if isinstance(x, tuple) else x)
-    if min(args.steps, args.batch_size, args.micro_batch, args.save_every) < 1:
-        raise ValueError("steps and batches must be at least 1")
-    if min(args.image_every, args.seed) < 0:
-        raise ValueError("--image-every and --seed must be at least 0")
-    if args.fsdp and not args.stage:
-        raise ValueError("--fsdp is for stages 1 to 3")
+    if min(args.steps, args.batch_size, args.micro_batch, args.save_every,
+           args.image_every + 1, args.seed + 1) < 1:
+        raise ValueError("steps and batches must be at least 1, --image-every and --seed 0")
     args.warmup = min(args.warmup, args.steps // 2)
     args.out.mkdir(parents=True, exist_ok=True)
     return args

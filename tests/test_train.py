@@ -142,7 +142,7 @@ def test_fsdp_killed_and_resumed_on_any_number_of_ranks(tiny, tmp_path):
     run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "alone",
         "--resume")  # one process, no FSDP
     assert losses(tmp_path / "alone", 3) == pytest.approx(losses(whole, 3), rel=1e-4)
-    assert "needs torchrun" in fails("train.py", *args, "--fsdp", "--out", killed, "--overwrite")
+    assert "--fsdp is for" in fails("train.py", *args, "--fsdp", "--out", killed, "--overwrite")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

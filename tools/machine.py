@@ -25,17 +25,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # unless a flag says otherwise
 
 
-def start_processes(device, parallel=False):
-    """-> rank, number of ranks, torch.device. torchrun sets the environment;
-    parallel: even one rank is to be one of many (FSDP)."""
+def start_processes(args):
+    """args: of train.py -> rank, number of ranks, torch.device. torchrun sets
+    the environment."""
     rank = int(os.environ.get("RANK", 0))
     ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if args.fsdp and (args.stage == 0 or "RANK" not in os.environ):
+        raise ValueError("--fsdp is for stages 1 to 3 under torchrun")
+    if args.batch_size % ranks:
+        raise ValueError(f"{ranks} processes cannot share --batch-size {args.batch_size}")
+    device = args.device
     if device == "cuda" and ranks > 1:
         device = "cuda:" + os.environ["LOCAL_RANK"]
         torch.cuda.set_device(device)
-    if parallel and "RANK" not in os.environ:
-        raise ValueError("--fsdp needs torchrun")
-    if ranks > 1 or parallel:
+    if ranks > 1 or args.fsdp:
         dist.init_process_group()  # gloo on a CPU, NCCL on GPUs
     return rank, ranks, torch.device(device)
 
@@ -268,7 +271,8 @@ def write_checkpoint(checkpoint, path):
 
 def open_log(folder, stage, start, logger=None):
     """-> log(line), which adds a dict to metrics.jsonl. The file is cut back to
-    where this run of a stage starts. logger: "tensorboard" or "wandb", too."""
+    where this run of a stage starts: call it when a step has worked. logger:
+    "tensorboard" or "wandb", which get the numbers, too."""
     path, part = folder / "metrics.jsonl", folder / "metrics.tmp"
     before = path.read_text().splitlines(True) if path.exists() else []
     # a kill may have left half a line
