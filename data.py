@@ -6,7 +6,7 @@
                   Their first 1 or 5 latent frames serve stages 1 and 2.
     samples       a pure function of (seed, stage, step, i) (`Clips`)
 
-Below them stands the storybook, the toy world. This file knows no network.
+Below them stands the storybook, the toy world. This file uses no neural network.
 """
 import functools
 import zlib
@@ -67,10 +67,10 @@ class Clips(torch.utils.data.Dataset):
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    returns: share of the toy's longer clips that contradict their caption for a
-    while, in latent frames first ... end - 1, wrong = (first, end). They teach
-    that words win over frames: what was lost comes back (our choice).
-    validation: other samples, the last 64th of the clips, nothing dropped.
+    returns: share of the toy's longer clips made by `toy_return`. In their latent
+    frames first ... end - 1, wrong = (first, end), something else is seen than the
+    caption says; then that returns. They teach to trust words over frames (our
+    choice). validation: other samples, the last 64th of the clips, nothing dropped.
     """
 
     def __init__(self, images, videos, seed, stage, resolution=64, returns=0.0,
@@ -185,7 +185,7 @@ def wording(rng, held=False, dense=False):
         form += f" {{verb{rng.integers(3)}}}"
         for i, name in enumerate(order):
             again = name in order[:i]
-            clause = f"{{{name}{words[name][int(again)]}}}"
+            clause = f"{{{name}{words[name][int(again)]}}}"  # such as {land2}
             if i == 0 and name in ("land", "sky") and rng.random() < 0.4:
                 form = f"{clause}, {form}"
             else:
@@ -217,8 +217,8 @@ def land_heights(rng, land, n):
 
 def paint(pictures, color, radius, start, *ends):
     """Paint a thick stroke from start to an end, for each picture its own,
-    into (N, 64, 64, 4), color times opacity and opacity. A point (x, y) is the
-    complex number x + yj, so that abs() of a difference is a distance."""
+    into premultiplied RGBA (N, 64, 64, 4). A point (x, y) is the complex number
+    x + yj, so that abs() of a difference is a distance."""
     y, x = np.indices((SIZE, SIZE)) + 0.5
     point, way = x + 1j * y - start, np.reshape(ends or start, (-1, 1, 1)) - start
     along = (point * np.conj(way)).real / np.maximum(np.abs(way) ** 2, 1)
@@ -306,9 +306,9 @@ def toy_clip(rng, frames=65, attributes=None):
     return video, caption, a
 
 def toy_return(rng, frames):
-    """Draw a clip that in some latent frames shows something else than its
-    caption says, and then returns to it -> video, caption, (first, end) of them:
-    half begin with frame 0; they are 1 to 5, and never the last."""
+    """Draw a clip that contradicts its caption in latent frames first ... end - 1,
+    1 to 5 of them, never the last -> video, caption, (first, end). In half of
+    the clips first is 0."""
     a = toy_attributes(rng)
     caption, said = caption_of(a, CANONICAL if rng.random() < 0.3 else wording(rng))
     b = a  # what is seen instead, maybe a faint traveller or none
@@ -321,8 +321,8 @@ def toy_return(rng, frames):
     right, wrong = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
     first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
     end = first + int(rng.integers(1, min(6, t - first)))
-    # from both ends on, one fades into the other within 2 to 6 frames
-    rise, fall = (np.clip((np.arange(frames) - 4 * n + 4) / rng.integers(2, 7), 0, 1)
+    # where latent frame `first` or `end` begins, one fades into the other in 2 to 6 frames
+    rise, fall = (np.clip((np.arange(frames) + 1 - (4 * n - 3)) / rng.integers(2, 7), 0, 1)
                   for n in (first, end))
     share = ((rise if first else 1) * (1 - fall))[:, None, None, None]
     video = np.rint(share * wrong + (1 - share) * right).astype(np.uint8)

@@ -36,8 +36,8 @@ class ModelConfig:
     def max_len(self):
         return self.text_len + 3 + math.prod(self.latent_shape)
 
-    # Special tokens, five are reserved; <eoi>, our guess at the 4356th, is neither
-    # fed nor predicted.
+    # Ten special tokens: these five and five spare ones. <eoi>, our guess at the
+    # 4356th, is neither fed nor predicted.
     pad = property(lambda self: self.text_vocab + self.video_vocab)
     sot = property(lambda self: self.pad + 1)
     eot = property(lambda self: self.pad + 2)
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # Llama draws it; this skips a slow initialization, also on "meta"
+        # empty, Llama draws it: nn.Embedding's own initialization is slow
         table = torch.empty(config.vocab_size, config.dim)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -177,15 +177,16 @@ class Llama(nn.Module):
 
     def next_logits(self, tokens, cache, window=1):
         """Feed tokens (B, n) after cache.advance(n) -> logits of the codes
-        after the last `window` of them, (B, window, video_vocab) float32.
-        (The loss is over all ids.)"""
+        after the last `window` of them (1, or the guesses of `jacobi`), (B,
+        window, video_vocab) float32. The loss is over all ids, these are codes."""
         c = self.config
         head = self.lm_head.weight[c.text_vocab:c.pad]
         return F.linear(self.model(tokens, cache)[:, -window:], head).float()
 
 def token_losses(states, head, targets):
     """The terms of Eq. (1): states (B, L, dim), head (vocab_size, dim) and
-    targets (B, L) int64 -> -log p(v_i | v_<i, t), (B, L) float32; 0 for -100."""
+    targets (B, L) int64 -> -log p(v_i | v_<i, t), (B, L) float32; 0 where
+    the target is -100 (no loss)."""
     logits = F.linear(states, head).flatten(0, 1).float()
     losses = F.cross_entropy(logits, targets.flatten(), reduction="none")
     return losses.view(targets.shape)
@@ -212,7 +213,8 @@ class KVCache:
                           for _ in range(2))
         self.all_positions = torch.arange(size, device=like.device)
         self.rotary = rotary(config, self.all_positions)
-        self.length, self.block = 0, 1
+        self.length = 0
+        self.block = 1  # what is read, `span`, is rounded up to its multiples
 
     def advance(self, n):
         """Call before feeding n tokens."""

@@ -55,7 +55,8 @@ def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
 @torch.inference_mode()
 def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
                     floor=0.0, watch=None, cache=None, step=next_codes):
-    """Write the next n video tokens of each row -> codes (B, n) int64.
+    """Write the next n video tokens of each row -> codes (B, n) int64. This is
+    --window 1; by default `jacobi` writes the same in fewer passes.
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
     generator: one torch.Generator per row, on the model's device. Guidance
@@ -95,8 +96,8 @@ def add_uncaptioned(prefix, config):
 # ---- minutes: token re-encoding ----
 
 def generate(model, tokenizer, text, prompt, seconds=10, seed=0, **options):
-    """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60 at
-    a time, round(6.5 * seconds) in all. options: see `generate_batch`."""
+    """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60 each,
+    or what --context leaves; round(6.5 * seconds) in all. options: see below."""
     for clips in generate_batch(model, tokenizer, text, [prompt], seconds,
                                 seeds=[seed], **options):
         yield clips[0]
@@ -131,7 +132,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     def encode(frames):  # uint8 (B, 1 + 4k, H, W, 3) -> tokens (B, 1 + k, h, w)
         return tokenizer.encode(to_float(frames).to(device))
 
-    # of the next clip: latent frames that are known, frames that were shown
+    # the next clip begins with `known` latent frames, of which `shown` frames were shown
     known, shown = captions.new_empty(B, 0, h, w), 0
     if start is not None and len(start):
         shown = 1 + (min(len(start), context) - 1) // 4 * 4
@@ -151,7 +152,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
         shown = context
         if reencode and left > 0:
             known = encode(clip[:, -context:])  # uint8, as written to a file
-        else:  # Fig. 6
+        else:  # old tokens (Fig. 6)
             known = tokens[:, -latent_frames(context):]
 
 # ---- speed: guess many tokens, check them in one pass ----
@@ -167,11 +168,10 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     at a time would give; those after it are better guesses for the next pass.
     Of several rows the slowest decides. A first guess:
 
-        frame before   this frame     When a last stood above b, what came
-             a             ?          in a's place a frame later? That is
-             b                        guessed again, or else a.
-
-    (Below the last row stands the first of the next frame, also known.)
+        frame before   this frame     Find the last place where a stood above
+             a             ?          b, guess what came in a's place a frame
+             b                        later, or else a. (Below its last row
+                                      comes the first row of this frame.)
     """
     config, rows = model.config, 1 + (cfg_scale != 1)
     _, h, w = config.latent_shape
@@ -207,7 +207,7 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
         new = min(1 + int(right[:-1].sum()), n - done)
         ids[:, P + done:end] = drawn
         done += new
-        cache.length = P + done - 1  # the rest is written over
+        cache.length = P + done - 1  # the last code was not fed yet; the rest is written over
         if watch:
             watch(ids[:, P:P + done] - config.text_vocab, n)
     return ids[:, P:P + n] - config.text_vocab
@@ -260,7 +260,7 @@ def parse():
     add("--context", type=int, default=CONTEXT, help="1 + 4k frames")
     add("--seed", type=int, default=0)
     add("--window", type=int, help="guesses per pass (32); 1: plain")
-    add("--no-reencode", dest="reencode", action="store_false", help="go on from old tokens")
+    add("--no-reencode", dest="reencode", action="store_false", help="clips from old tokens")
     add("--compile", action=switch, default=machine.DEVICE == "cuda")
     add("--device", default=machine.DEVICE)
     args = p.parse_args()

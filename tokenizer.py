@@ -38,7 +38,7 @@ class TokenizerConfig:
     encoder_kernels: tuple = (3, 3, 3, 3)  # of conv_in and the blocks
 
 TOKENIZER_PRESETS = {
-    # looks around, also in time, at the coarsest level and where it halves
+    # its encoder has 3x3x3 kernels at the coarsest level and where it halves
     "toy": TokenizerConfig(
         resolution=64, codebook_size=1024, base_channels=16,
         multipliers=(1, 2, 3, 6), encoder_blocks=(0, 1, 1, 2),
@@ -50,7 +50,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
         padding = (0, kernel // 2, kernel // 2)
         super().__init__(dim_in, dim_out, kernel, stride, padding)
-        # our choice: past frames count for nothing at first, as after images
+        # our choice: past frames start from zero, images never train them
         self.weight.data[:, :, :-1] = 0
 
     def forward(self, x):
@@ -107,7 +107,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # images never train p = 0; it starts equal to p = 1
+        if temporal:  # images keep only p = 1; p = 0 starts as its copy
             for p in self.conv.parameters():
                 p.data[:len(p) // 2] = p.data[len(p) // 2:]
 

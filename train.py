@@ -75,15 +75,15 @@ def micro_batches(args, step, rank, ranks):
     return [keys[i:i + micro] for i in range(0, n, micro)]
 
 def learning_rate(args, step):
-    """Linear warm-up, then cosine decay to 0 (Sec. 4.1)."""
+    """Linear warm-up, then cosine decay (Sec. 4.1) to 0 (our choice)."""
     if step < args.warmup:
         return args.lr * (step + 1) / args.warmup
     done = (step - args.warmup) / max(1, args.steps - args.warmup)
     return args.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 def parameter_groups(objective):
-    """Weight decay 0.1 on matrices, except embeddings and codes (our choice). In
-    the tokenizer, whose weights have five dimensions, there are no others."""
+    """Weight decay 0.1 on matrices, except embeddings and codes (our choice). So
+    the tokenizer has none: its only matrix is the codebook."""
     decay, rest = [], []
     for name, p in objective.named_parameters():
         table = name.endswith(("codebook", "embed_tokens.weight"))
@@ -100,7 +100,7 @@ def decoder_loss(objective, config, text, tokens, captions, lambda_, wrong=None)
     prefix = prefix_tokens(config, [text.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
     if wrong is not None:
-        first, end = wrong.to(tokens.device).T[..., None]  # (B, 1) each
+        first, end = wrong.to(tokens.device).T[..., None]  # (B, 2) -> (B, 1) each
         at = torch.arange(t * h * w, device=tokens.device) // (h * w)
         targets = targets.masked_fill((first <= at) & (at < end), -100)  # no loss
     early = latent_frames(EARLY)
@@ -170,14 +170,14 @@ def decoder_training(args, saved, device):
 def main():
     args = parse()
     rank, ranks, device = machine.start_processes(args)
-    saved, resumed = machine.starting_point(args, NAMES, device)
+    saved, resumed = machine.starting_point(args, NAMES, device)  # a checkpoint or None
     torch.manual_seed(args.seed)  # the same weights on every rank
     training = (decoder_training if args.stage else tokenizer_training)(args, saved, device)
     objective = training.objective
     if args.fsdp:
         machine.shard(training.model, training.model.model.layers, args.dtype)
         objective.to_empty(device=device)
-        # from nothing, rank 0 makes the whole and the others get their slices
+        # from nothing, rank 0 draws the weights; `restore` hands out the slices
         saved = saved or {"weights": {} if rank else Llama(training.model.config).state_dict()}
     objective.to(device)
     machine.set_threads(objective)
@@ -215,7 +215,7 @@ def main():
             loss, logs = training.loss_of(objective, batch, step)
             (loss * len(micro) / n).backward()
             for name, (x, count) in logs.items():
-                totals[name] += torch.stack([x, x.new_tensor(count)])
+                totals[name] += torch.stack([x, torch.as_tensor(count).to(x)])
 
         # the optimizer step
         norms = [float(torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0))
@@ -287,7 +287,7 @@ def parse():
     add("--warmup", type=int)
     add("--image-every", type=int, default=5, help="steps; 0 is never")
     add("--lambda", dest="lambda_", type=float, default=1.0, help="Eq. (2)")
-    add("--returns", type=float, help="share of clips that contradict captions")
+    add("--returns", type=float, help="toy: share of clips with `toy_return`")
     add("--adversarial-weight", type=float)
     add("--adversarial-start", type=float, help="0 to 1")
     add("--perceptual-weight", type=float)
