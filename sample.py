@@ -302,7 +302,6 @@ def main():
                 start = None
 
     films.write_video(args.out, clips(start), FPS)
-    bar.close()
 
 if __name__ == "__main__":
     try:

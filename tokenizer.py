@@ -322,5 +322,4 @@ def load_tokenizer(folder=None, device="cpu"):
     tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
     tokenizer.load_state_dict(weights)
     tokenizer.to(device).eval().requires_grad_(False)
-    weights.pop("vq.usage")  # matters in training only
-    return tokenizer, machine.digest(weights)
+    return tokenizer, machine.digest(weights, but="vq.usage")  # of training only

@@ -92,10 +92,10 @@ def test_held_out_wordings_are_never_trained():
         return sum(form.count("{" + name) for name in CLAUSES)
 
     rng = np.random.default_rng(0)
-    trained, unseen = ({wording(rng, held) for _ in range(4000)} for held in (False, True))
-    assert len(trained) > 3000 and not trained & unseen
+    trained, unseen = ({wording(rng, held) for _ in range(1200)} for held in (False, True))
+    assert len(trained) > 1000 and not trained & unseen
     assert sum(zlib.crc32(x.encode()) % 5 == 1 for x in trained | unseen) == len(unseen)
-    dense = {wording(rng, held, dense=True) for held in (False, True) for _ in range(1000)}
+    dense = {wording(rng, held, dense=True) for held in (False, True) for _ in range(200)}
     assert max(map(clauses, trained)) == 6 and {*map(clauses, dense)} == {7, 8}
     for i in range(200):
         _, caption, a = toy_clip(np.random.default_rng(i), 1)
@@ -106,7 +106,7 @@ def test_captions_fit_and_say_things_twice_in_other_words():
     """The longest caption there can be has the length of the toy's text."""
     rng, text = np.random.default_rng(0), TextTokenizer("bytes")
     longest = 0
-    for _ in range(3000):
+    for _ in range(2000):
         a, form = toy_attributes(rng), wording(rng, dense=True)
         caption, said = caption_of(a, form)
         assert said == tuple(TOY) and len({*form.split()}) == len(form.split())
@@ -118,7 +118,7 @@ def test_returns():
     """Something else is seen for a while, with the land running on; before and
     after it the clip is what its caption says."""
     kinds = collections.Counter()
-    for i in range(40):
+    for i in range(24):
         video, caption, (first, end) = toy_return(np.random.default_rng(i), 65)
         assert 0 <= first < end < 17 and end - first <= 5 and video.dtype == np.uint8
         kinds[first == 0] += 1
@@ -127,7 +127,7 @@ def test_returns():
             said = [v for v in TOY[name] if any(w in caption for w in said_as(name, v))]
             if said:
                 assert after[name] in said, (caption, name)
-    assert min(kinds.values()) > 10
+    assert min(kinds.values()) > 5
     clips = Clips("toy", "toy", 0, 2, returns=0.5)
     wrong = [clips[1, i, 17][2] for i in range(60)]
     assert 15 < sum(w != (0, 0) for w in wrong) < 45
@@ -276,10 +276,10 @@ def test_folders_are_drawn_by_their_clips(tiny, tmp_path):
     # a clip kept for validation is no image of stage 1 either
     clips, kept = (Clips(both, both, 0, 3, validation=v) for v in (False, True))
     validation = {kept[0, i, 65][0].tobytes() for i in range(40)}
-    images = {x[:512] for x in validation}  # 8x8 tokens of 8 bytes
-    assert len(validation) == 2 and not any(
-        clips[0, i, 65][0].tobytes() in validation or clips[0, i, 1][0].tobytes() in images
-        for i in range(400))
+    images = {(kept[0, i, 1][0].tobytes(), kept[0, i, 1][1]) for i in range(40)}
+    assert len(validation) == len(images) == 2 and not any(
+        clips[0, i, 65][0].tobytes() in validation or (
+            clips[0, i, 1][0].tobytes(), clips[0, i, 1][1]) in images for i in range(400))
     images = Clips("toy", str(tmp_path / "1"), 0, 3)
     assert images[0, 0, 1][0].dtype == np.uint8 and images[0, 0, 65][0].dtype == np.int64
     with pytest.raises(ValueError, match="no clips that long"):

@@ -211,7 +211,7 @@ def test_tokens_are_drawn_from_the_guided_top_k(loaded, monkeypatch):
     guided = b + 5.0 * (a - b)
     first = generate_tokens(model, cond, 1, 5.0, 1, 1.0, [torch.Generator()])
     assert first.item() == guided.argmax().item()
-    n = 2000
+    n = 1200
     generators = [torch.Generator().manual_seed(i) for i in range(n)]
     monkeypatch.setattr(model, "config", dataclasses.replace(c, latent_shape=(1, 1, 1)))
     drawn = generate_tokens(model, cond.expand(n, -1), 1, 5.0, 4, 3.0, generators,
@@ -220,7 +220,7 @@ def test_tokens_are_drawn_from_the_guided_top_k(loaded, monkeypatch):
     share = torch.stack([(drawn == i).double().mean() for i in ids])
     expected = best.softmax(0)
     assert expected.max() < 0.9  # there is something to draw
-    assert torch.allclose(share, expected, atol=0.04) and torch.isin(drawn, ids).all()
+    assert torch.allclose(share, expected, atol=0.05) and torch.isin(drawn, ids).all()
     # the floor looks at the probabilities with the caption, before guidance
     far, p = b + 50.0 * (a - b), a.softmax(0)
     floor = 1.01 * (p[far.argmax()] / p.max()).item()
@@ -256,7 +256,7 @@ def test_guessed_tokens_are_those_drawn_one_by_one(cfg_scale, monkeypatch):
             model, prefix, n, cfg_scale, 50, 0.7, generators, step=counted, **how)
         return codes, len(calls)
 
-    for rows, n in ((1, 150), (3, 80)):
+    for rows, n in ((1, 100), (3, 70)):
         prefix = prefix_tokens(c, prompts[:rows])
         plain, passes = write(prefix, n, 1)
         assert passes == n and plain.shape == (rows, n)
