@@ -191,7 +191,7 @@ def decode(config, steps, rounds):
         cache = (cache_to_compile if compile else KVCache)(ours, 2, window)
         step = compiled(next_codes, DEVICE) if compile else next_codes
         return lambda: decoder(ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
-                               watch, cache, step)
+                               watch=watch, cache=cache, step=step)
 
     static = StaticCache(config=peer.config, max_cache_len=prompt + steps)
     forward = torch.compile(peer.forward, fullgraph=True, dynamic=False, mode="reduce-overhead")
