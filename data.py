@@ -4,7 +4,7 @@
     clips         uint8 (T, H, W, 3), T = 1 + 4k frames at 6.5 frames/s
     token shards  clips encoded by tools/prepare.py, (N, t, h, w), t = 1 + k.
                   Their first 1 or 5 latent frames serve stages 1 and 2.
-    samples       a pure function of (seed, stage, step, i) (`Clips`)
+    samples       a pure function of (seed, stage, step, i, frames) (`Clips`)
 
 Below them stands the storybook, the toy world. This file uses no neural network.
 """
@@ -67,10 +67,10 @@ class Clips(torch.utils.data.Dataset):
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    returns: share of the toy's longer clips made by `toy_return`. In their latent
-    frames first ... end - 1, wrong = (first, end), something else is seen than the
-    caption says; then that returns. They teach to trust words over frames (our
-    choice). validation: other samples, the last 64th of the clips, nothing dropped.
+    returns: share of the toy's longer clips that show something else than their
+    caption says in latent frames first ... end - 1, wrong = (first, end), and then
+    what it says. They teach the model to trust words over frames (our choice).
+    validation: other samples, the last 64th of the clips, nothing dropped.
     """
 
     def __init__(self, images, videos, seed, stage, resolution=64, returns=0.0,
@@ -211,7 +211,7 @@ def land_heights(rng, land, n):
     if land == "mountains":  # the highest of many slopes
         gap, top = 4 * rng.integers((3, 4), (8, 7), (n, 2)).T
         slopes = top - np.abs(np.arange(64, 64 + n)[:, None] - gap.cumsum())
-        return np.maximum(8, slopes.max(1))
+        return np.maximum(8, slopes.max(1))  # from 64 on, where many overlap
     width, floors = rng.integers((1, 2), (3, 7), (n, 2)).T  # buildings
     return np.repeat(4 * floors, 8 * width)[64:64 + n]
 

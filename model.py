@@ -176,9 +176,9 @@ class Llama(nn.Module):
         return self.loss(x, head, targets, early_tokens, lambda_)
 
     def next_logits(self, tokens, cache, window=1):
-        """Feed tokens (B, n) after cache.advance(n) -> logits of the codes
-        after the last `window` of them (1, or the guesses of `jacobi`), (B,
-        window, video_vocab) float32. The loss is over all ids, these are codes."""
+        """Feed tokens (B, n) after cache.advance(n) -> what follows each of the
+        last `window` of them: logits (B, window, video_vocab) float32. Only
+        video ids can be drawn, though the loss is over all ids."""
         c = self.config
         head = self.lm_head.weight[c.text_vocab:c.pad]
         return F.linear(self.model(tokens, cache)[:, -window:], head).float()
@@ -214,7 +214,7 @@ class KVCache:
         self.all_positions = torch.arange(size, device=like.device)
         self.rotary = rotary(config, self.all_positions)
         self.length = 0
-        self.block = 1  # what is read, `span`, is rounded up to its multiples
+        self.block = 1  # attention reads `span` positions, a multiple of this
 
     def advance(self, n):
         """Call before feeding n tokens."""

@@ -39,9 +39,9 @@ TOY = {"cfg_scale": 1.5, "top_k": 50, "temperature": 0.6, "floor": 0.0}
 def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
     """Feed tokens (B, n), with guidance (2B, n), and draw the codes that follow
     the last W of them: (B, W) int64 in 0 ... video_vocab - 1. noise (B, W,
-    video_vocab) is from Exp(1), so argmax(p / noise) is a draw from p. Codes
-    are forbidden that with the caption are less likely than `floor` times the
-    best one (our choice, as in contrastive decoding, 2210.15097)."""
+    video_vocab) is from Exp(1), so argmax(p / noise) is a draw from p. A code
+    is forbidden if, with the caption, its p is below `floor` times the best
+    one's (our choice, as in contrastive decoding, 2210.15097)."""
     logits = cond = model.next_logits(tokens, cache, noise.shape[1])
     if len(logits) > len(noise):  # with the caption, then without
         cond, uncond = logits.chunk(2)
@@ -132,7 +132,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     def encode(frames):  # uint8 (B, 1 + 4k, H, W, 3) -> tokens (B, 1 + k, h, w)
         return tokenizer.encode(to_float(frames).to(device))
 
-    # the next clip begins with `known` latent frames, of which `shown` frames were shown
+    # of the next clip: tokens that are `known`, frames that were `shown`, such as 2 and 5
     known, shown = captions.new_empty(B, 0, h, w), 0
     if start is not None and len(start):
         shown = 1 + (min(len(start), context) - 1) // 4 * 4
@@ -266,8 +266,8 @@ def parse():
     args = p.parse_args()
     if args.seed < 0:
         raise ValueError("--seed must be at least 0")
-    ends = [0, *(np.round(FPS * float(second)) / FPS for second, _ in args.at), args.seconds]
-    if args.at and ends != sorted(set(ends)):
+    ends = np.round(FPS * np.array([0, *(float(x) for x, _ in args.at), args.seconds])) / FPS
+    if args.at and not (np.diff(ends) > 0).all():
         raise ValueError("--at needs seconds that grow, between 0 and --seconds")
     prompts = [args.prompt, *(prompt for _, prompt in args.at)]
     args.scenes = list(zip(prompts, np.diff(ends)))

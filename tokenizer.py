@@ -38,7 +38,7 @@ class TokenizerConfig:
     encoder_kernels: tuple = (3, 3, 3, 3)  # of conv_in and the blocks
 
 TOKENIZER_PRESETS = {
-    # its encoder has 3x3x3 kernels at the coarsest level and where it halves
+    # the encoder's strided convolutions and coarsest level have 3x3x3 kernels
     "toy": TokenizerConfig(
         resolution=64, codebook_size=1024, base_channels=16,
         multipliers=(1, 2, 3, 6), encoder_blocks=(0, 1, 1, 2),
@@ -107,7 +107,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # images keep only p = 1; p = 0 starts as its copy
+        if temporal:  # images lose p = 0 (see forward); it starts as p = 1
             for p in self.conv.parameters():
                 p.data[:len(p) // 2] = p.data[len(p) // 2:]
 
