@@ -5,9 +5,9 @@ Decides: the share of videos that are as prompted, the last ten seconds minus th
 over --n trained prompts. Down to -0.1 is a yes.
 Also: the same for held-out triples, for ten minutes of --ten prompts, and for the weights that
 never saw a clip contradict its caption (results/length-before.jsonl, measured until 28 November);
-and for each the hazard (of the videos that are as prompted in one window of ten seconds, the share that
-is not in the next) and the return (of those that are not, the share that is in the next). Their
-intervals resample videos, not windows. In the long run return / (return + hazard) are right.
+and for each the hazard (of the videos that are as prompted in one window of ten seconds, the share
+that is not in the next) and the return (of those that are not, the share that is in the next).
+Their intervals resample videos, not windows. In the long run return / (return + hazard) are right.
 
     python experiments/length.py
 """
