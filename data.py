@@ -88,9 +88,10 @@ class Clips(torch.utils.data.Dataset):
         if source == "toy":
             if self.resolution != SIZE:
                 raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
-            clip, caption, _ = toy_clip(rng, frames)
-            if frames > 1 and not drop and rng.random() < self.returns:
+            if self.returns and frames > 1 and not drop and rng.random() < self.returns:
                 clip, caption, wrong = toy_return(rng, frames)
+            else:
+                clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
             clip, caption = self.pixels(rng, source, frames), ""
         else:

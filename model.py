@@ -252,7 +252,6 @@ def load_decoder(saved, device="cpu"):
     bfloat16, or float32 on a CPU."""
     with torch.device("meta"):  # no random weights
         model = Llama(ModelConfig(**saved["config"]))
-    model.preset = saved["args"]["preset"]
     model.load_state_dict(saved["weights"], assign=True)
     cpu = torch.device(device).type == "cpu"
     model.to(device, torch.float32 if cpu else torch.bfloat16)

@@ -117,8 +117,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     for numbers that make no sense.
     """
     config, device, B = model.config, model.lm_head.weight.device, len(prompts)
-    preset = TOY if model.preset == "toy" else PAPER
-    sampling = preset | {k: x for k, x in sampling.items() if x is not None}
+    sampling = model.sampling | {k: x for k, x in sampling.items() if x is not None}
     check(sampling, config, context, seconds, window)
     window = window or max(1, 32 // B)
     cache = (cache_to_compile if compile else KVCache)(
@@ -230,6 +229,7 @@ def load(path=None, device="cpu"):
     if saved["tokenizer_hash"] != digest:
         raise ValueError(f"{path} was trained on another tokenizer's tokens")
     model = load_decoder(saved, device)
+    model.sampling = TOY if saved["args"]["preset"] == "toy" else PAPER
     return model, tokenizer, TextTokenizer(model.config.text_tokenizer)
 
 def check(sampling, config, context, seconds, window):
@@ -269,8 +269,7 @@ def parse():
     ends = np.round(FPS * np.array([0, *(float(x) for x, _ in args.at), args.seconds])) / FPS
     if args.at and not (np.diff(ends) > 0).all():
         raise ValueError("--at needs seconds that grow, between 0 and --seconds")
-    prompts = [args.prompt, *(prompt for _, prompt in args.at)]
-    args.scenes = list(zip(prompts, np.diff(ends)))
+    args.scenes = list(zip([args.prompt, *(prompt for _, prompt in args.at)], np.diff(ends)))
     films.check_out(args.out, args.continue_from)
     return args
 

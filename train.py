@@ -108,7 +108,7 @@ def decoder_loss(objective, config, text, tokens, captions, lambda_, wrong=None)
     losses, counted = (x.view(B, t, h * w) for x in (losses, targets >= 0))
     ranges = {"unweighted_loss": (0, t)} | {
         f"loss_{name}": x for name, x in FRAME_RANGES.items() if x[0] < t}
-    return loss, {"loss": (loss.detach() * B, B), **{
+    return loss, {"loss": (loss.detach() * B, loss.new_full((), B)), **{
         name: (losses[:, a:b].sum(), counted[:, a:b].sum()) for name, (a, b) in ranges.items()}}
 
 # ---- what is trained ----
@@ -131,7 +131,7 @@ def tokenizer_training(args, saved, device):
             loss, logs = objective(to_float(batch[0].to(device)), adversarial)
         # plus 0: DDP waits for a gradient of each parameter
         loss = loss + 0 * sum(p.sum() for p in discriminator.parameters())
-        B = len(batch[0])
+        B = torch.full_like(loss.detach(), len(batch[0]))
         return loss, {name: (x * B, B) for name, x in logs.items()}
 
     return SimpleNamespace(model=model, objective=objective, players=[model, discriminator],
@@ -215,7 +215,7 @@ def main():
             loss, logs = training.loss_of(objective, batch, step)
             (loss * len(micro) / n).backward()
             for name, (x, count) in logs.items():
-                totals[name] += torch.stack([x, torch.as_tensor(count).to(x)])
+                totals[name] += torch.stack([x, count.to(x)])
 
         # the optimizer step
         norms = [float(torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0))
@@ -231,10 +231,11 @@ def main():
         # what happened
         for x in totals.values() if ranks > 1 else ():
             dist.all_reduce(x)
+        pairs = {name: x.tolist() for name, x in totals.items()}
         frames, seconds = frames_of_step(args, step), time.perf_counter() - began
         tokens = n * ranks * latent_frames(frames) * (training.size // 8) ** 2
         line = {"stage": args.stage, "step": step, "frames": frames, "lr": lr,
-                **{name: (x / count).item() for name, (x, count) in totals.items() if count},
+                **{name: x / count for name, (x, count) in pairs.items() if count},
                 "grad_norm": norms[0], "skipped": skipped, "data_wait": waited / seconds,
                 "tokens_per_s": tokens / seconds}
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps

@@ -169,6 +169,11 @@ def step_bytes(model, rows, positions):
     return layers + (c.dim * c.video_vocab + cached) * model.lm_head.weight.element_size()
 
 
+def writer(window):
+    """What writes tokens with so many guesses per pass; 1 is the plain loop."""
+    return functools.partial(jacobi, window=window) if window > 1 else generate_tokens
+
+
 @torch.inference_mode()
 def decode(config, steps, rounds):
     """Steps/s of a guided pair in DTYPE after a prompt of 64 tokens, top-k
@@ -187,11 +192,11 @@ def decode(config, steps, rounds):
     pair = prefix.repeat(2, 1)
 
     def write(compile, window=1, watch=None):
-        decoder = functools.partial(jacobi, window=window) if window > 1 else generate_tokens
         cache = (cache_to_compile if compile else KVCache)(ours, 2, window)
         step = compiled(next_codes, DEVICE) if compile else next_codes
-        return lambda: decoder(ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
-                               watch=watch, cache=cache, step=step)
+        return lambda: writer(window)(
+            ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
+            watch=watch, cache=cache, step=step)
 
     static = StaticCache(config=peer.config, max_cache_len=prompt + steps)
     forward = torch.compile(peer.forward, fullgraph=True, dynamic=False, mode="reduce-overhead")
@@ -485,11 +490,9 @@ def decoding(config, steps):
     found = {}
     for window in (1, 4, 8, 16, 32) if DEVICE == "cuda" else (1, 8):
 
-        decoder = functools.partial(jacobi, window=window) if window > 1 else generate_tokens
-
         def write(n):
-            decoder(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)], cache=cache,
-                    step=step)
+            writer(window)(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
+                           cache=cache, step=step)
 
         compiling = seconds(lambda: write(steps))
         taken = race({n: functools.partial(write, n) for n in (1, steps)}, 2)

@@ -56,9 +56,8 @@ def measure(world, name, i):
 def main():
     args = arguments(__doc__, n=60, before="")
     arms = {"with returns": None} | ({"without": args.before} if args.before else {})
-    right, curves = {}, {}
-    for arm, folder in arms.items():
-        world = ready(folder)
+    right, curves, worlds = {}, {}, {arm: ready(folder) for arm, folder in arms.items()}
+    for arm, world in worlds.items():
         for name in TOY:
             lines = [kept("switch", [arm, name, i], lambda: measure(world, name, i))
                      for i in tqdm(range(args.n), desc=f"{arm}: {name}")]
@@ -78,7 +77,7 @@ def main():
         axes.set_title(arm, fontsize=9)
         middle = (np.arange(0, 49, 12) + 6) / FPS
         direct_labels(axes, {name: (middle, curves[arm, name]) for name in TOY})
-    world = ready()
+    world = worlds["with returns"]
     strips(below.subplots(4), {
         f"{pair(name, 0)[0][name]} -> {pair(name, 0)[1][name]}": np.concatenate(
             [pair(name, 0)[2][-1:], switched(world, name, 0)[0][::4]])

@@ -4,7 +4,8 @@ of a training. It imports none of the five.
     start_processes, shard, of_all_ranks         one process, DDP, FSDP
     fast_dtype, autocast, set_threads, compiled  what is fast here
     starting_point, restore, save                init, resume, overwrite
-    read_checkpoint, write_checkpoint            a dict of plain types and tensors
+    add_sizes, config_of                         flags that change the presets' sizes
+    read_checkpoint, write_checkpoint, digest    a dict of plain types and tensors
     open_log                                     metrics.jsonl
 """
 import contextlib
@@ -235,6 +236,22 @@ def read_checkpoint(path, kind):
     return checkpoint
 
 
+def write_checkpoint(checkpoint, path):
+    """Written beside `path`, then renamed; the one before is NAME.before.pt.
+    Raises ValueError if it cannot be written, and `path` is as before."""
+    part, before = path.with_suffix(".tmp"), path.with_suffix(".before.pt")
+    try:
+        torch.save(checkpoint, part)
+        if path.exists():
+            before.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not all disks have links
+                os.link(path, before)
+        part.replace(path)
+    except (OSError, RuntimeError) as e:  # RuntimeError: the disk is full
+        part.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}; it is as before") from e
+
+
 def digest(weights, but):
     """A hash of named bfloat16 tensors but one, 16 hexadecimal digits."""
     found = hashlib.sha256()
@@ -251,22 +268,6 @@ def lpips_network():
     except OSError as e:
         raise ValueError(f"lpips cannot fetch VGG's weights ({e}): see "
                          "docs/scaling.md, or --perceptual-weight 0") from e
-
-
-def write_checkpoint(checkpoint, path):
-    """Written beside `path`, then renamed; the one before is NAME.before.pt.
-    Raises ValueError if it cannot be written, and `path` is as before."""
-    part, before = path.with_suffix(".tmp"), path.with_suffix(".before.pt")
-    try:
-        torch.save(checkpoint, part)
-        if path.exists():
-            before.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not all disks have links
-                os.link(path, before)
-        part.replace(path)
-    except (OSError, RuntimeError) as e:  # RuntimeError: the disk is full
-        part.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}; it is as before") from e
 
 
 def open_log(folder, stage, start, logger=None):

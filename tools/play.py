@@ -35,7 +35,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import FPS, latent_frames, to_float, to_uint8  # noqa: E402
-from sample import CONTEXT, PAPER, TOY, generate, load  # noqa: E402
+from sample import CONTEXT, generate, load  # noqa: E402
 from tools.machine import DEVICE, set_threads  # noqa: E402
 
 PROMPTS = ["a red balloon drifts right slowly past green hills by day",
@@ -160,7 +160,7 @@ def page(world):
     except ImportError as e:
         raise ValueError("pip install gradio") from e
     config, colors = world[0].config, code_colors(world[1])
-    preset = TOY if world[0].preset == "toy" else PAPER
+    sampling = world[0].sampling
 
     with gr.Blocks(title="Loong", analytics_enabled=False) as demo:
         visitor = gr.State({"speed": 1})  # each visitor has a copy
@@ -176,9 +176,10 @@ def page(world):
                 tokens = gr.HTML(tiles([], 0, colors, config.latent_shape))
                 gr.Markdown(NOTE)
         with gr.Row():
-            controls["cfg_scale"] = gr.Slider(1, 10, preset["cfg_scale"], label="guidance")
-            controls["temperature"] = gr.Slider(0.1, 2, preset["temperature"], label="temperature")
-            controls["top_k"] = gr.Slider(1, 200, 50, step=1, label="top-k")
+            controls["cfg_scale"] = gr.Slider(1, 10, sampling["cfg_scale"], label="guidance")
+            controls["temperature"] = gr.Slider(
+                0.1, 2, sampling["temperature"], label="temperature")
+            controls["top_k"] = gr.Slider(1, 200, sampling["top_k"], step=1, label="top-k")
         with gr.Row():
             speed = gr.Slider(1, 4, 1, step=0.5, label="speed")
             controls["seed"] = gr.Number(0, precision=0, minimum=0, label="seed")
