@@ -39,13 +39,16 @@ def to_uint8(video):
     return video.movedim(-4, -1).contiguous().cpu().numpy()
 
 class TextTokenizer:
-    """Captions -> ids. kind: "bytes", or "gpt2" for the first 32000 ranks of
-    its table (our choice: the paper gives only their number)."""
+    """Captions -> ids. kind: "bytes"; "storybook" for bytes and the storybook's words;
+    "gpt2" for the first 32000 ranks of its table (our choice: the paper gives only
+    their number)."""
 
     def __init__(self, kind="bytes"):
         ranks = {bytes([i]): i for i in range(256)}
-        pattern = r"[\s\S]"
-        if kind == "gpt2":
+        pattern = r" [a-z]+|[\s\S]"
+        if kind == "storybook":
+            ranks |= {b" " + w.encode(): 256 + i for i, w in enumerate(VOCABULARY)}
+        elif kind == "gpt2":
             try:
                 gpt2 = tiktoken.get_encoding("gpt2")
             except Exception as e:  # whatever the network raises
@@ -158,6 +161,8 @@ WORDS = {  # the first are the canonical ones; of a traveller, its verbs
     "right": ["right", "to the right", "rightward"],
     "slowly": ["slowly", "gently", "at a slow pace"],
     "quickly": ["quickly", "swiftly", "at high speed"]}
+VOCABULARY = sorted({word for phrases in [*TOY.values(), *WORDS.values()]
+                     for phrase in phrases for word in phrase.split()})
 TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48, 48]}  # y of its picture
 CLAUSES = "way", "speed", "land", "sky"
 CANONICAL = "a {color} {traveller} {verb0} {way0} {speed0} {land0} {sky0}"  # 0: the first words

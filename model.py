@@ -47,8 +47,8 @@ class ModelConfig:
 
 PRESETS = {
     "toy": ModelConfig(dim=192, n_layers=8, n_heads=6, ffn_dim=512,
-                       text_vocab=256, video_vocab=1024, text_len=144,
-                       text_tokenizer="bytes", latent_shape=(17, 8, 8),
+                       text_vocab=316, video_vocab=1024, text_len=48,
+                       text_tokenizer="storybook", latent_shape=(17, 8, 8),
                        rope_theta=100.0),
     "700m": ModelConfig(),
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),

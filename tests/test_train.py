@@ -227,8 +227,9 @@ def test_no_loss_where_frames_contradict_the_caption():
     plain, every = losses(tokens, None)
     masked, logs = losses(tokens, wrong)
     assert logs["loss_1"][1] == 4 and logs["loss_2-17"][1] == 28 and every["loss_1"][1] == 8
-    fed = torch.cat([prefix_tokens(config, [[97], []]), tokens.flatten(1)[:, :-1] + 256], 1)
-    _, each = network(fed, tokens.flatten(1) + 256)
+    first = config.text_vocab
+    fed = torch.cat([prefix_tokens(config, [[97], []]), tokens.flatten(1)[:, :-1] + first], 1)
+    _, each = network(fed, tokens.flatten(1) + first)
     each = each.view(2, 6, 4)
     weights = torch.tensor([2, 2, 2, 2, 2, 1.0])[:, None]
     expected = (weights * each).sum() - (2 * each[0, :2]).sum()
