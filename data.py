@@ -70,9 +70,10 @@ class Clips(torch.utils.data.Dataset):
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    returns: share of the toy's longer clips that show something else than their
-    caption says in latent frames first ... end - 1, wrong = (first, end), and then
-    what it says. They teach the model to trust words over frames (our choice).
+    returns: share of longer clips that show something else than their caption
+    says in latent frames first ... end - 1, wrong = (first, end), and then what
+    it says: another clip's tokens, or see `toy_return`. They teach the model to
+    trust words over frames (our choice).
     validation: other samples, the last 64th of the clips, nothing dropped.
     """
 
@@ -88,10 +89,11 @@ class Clips(torch.utils.data.Dataset):
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
         source, wrong = self.images if frames == 1 else self.videos, (0, 0)
+        returns = self.returns and frames > 1 and not drop and rng.random() < self.returns
         if source == "toy":
             if self.resolution != SIZE:
                 raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
-            if self.returns and frames > 1 and not drop and rng.random() < self.returns:
+            if returns:
                 clip, caption, wrong = toy_return(rng, frames)
             else:
                 clip, caption, _ = toy_clip(rng, frames)
@@ -101,6 +103,10 @@ class Clips(torch.utils.data.Dataset):
             t = latent_frames(frames)
             shards, i = self.choose(rng, source, t)
             clip, caption = shards.tokens(i)[:t], shards[i]["caption"]
+            if returns:
+                other, j = self.choose(rng, source, t)
+                first, end = wrong = wrong_latents(rng, t)
+                clip[first:end] = other.tokens(j)[first:end]
         return clip, "" if drop else caption, wrong
 
     @functools.cache
@@ -311,10 +317,15 @@ def toy_clip(rng, frames=65, attributes=None):
     video, a["box"] = draw_clip(rng.integers(2 ** 62), frames, a)
     return video, caption, a
 
+def wrong_latents(rng, t):
+    """Draw (first, end): 1 to 5 latent frames of t, never the last; in half of
+    all draws from the very first on."""
+    first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
+    return first, first + int(rng.integers(1, min(6, t - first)))
+
 def toy_return(rng, frames):
-    """Draw a clip that contradicts its caption in latent frames first ... end - 1,
-    1 to 5 of them, never the last -> video, caption, (first, end). In half of
-    the clips first is 0."""
+    """Draw a clip that contradicts its caption in `wrong_latents`, everywhere or
+    in some columns of the picture -> video, caption, (first, end)."""
     a = toy_attributes(rng)
     caption, said = caption_of(a, CANONICAL if rng.random() < 0.3 else wording(rng))
     b = a  # what is seen instead, maybe a faint traveller or none
@@ -323,13 +334,14 @@ def toy_return(rng, frames):
                  rng.random() < (0.4 if k in ("traveller", "color") else 0.15)}
         if rng.random() < 0.3:
             b["opacity"] = rng.choice([0, 0.5])
-    seed, t = rng.integers(2 ** 62), latent_frames(frames)
+    seed, (first, end) = rng.integers(2 ** 62), wrong_latents(rng, latent_frames(frames))
     right, wrong = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
-    first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
-    end = first + int(rng.integers(1, min(6, t - first)))
     # where latent frame `first` or `end` begins, one fades into the other in 2 to 6 frames
     rise, fall = (np.clip((np.arange(frames) + 1 - (4 * n - 3)) / rng.integers(2, 7), 0, 1)
                   for n in (first, end))
-    share = ((rise if first else 1) * (1 - fall))[:, None, None, None]
+    share = np.tile(((rise if first else 1) * (1 - fall))[:, None, None, None], (SIZE, 1))
+    if rng.random() < 0.25:
+        left, after = np.sort(8 * rng.integers(9, size=2))
+        share[:, :, left:after] = 0  # right all along
     video = np.rint(share * wrong + (1 - share) * right).astype(np.uint8)
     return video, caption, (first, end)

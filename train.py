@@ -288,7 +288,7 @@ def parse():
     add("--warmup", type=int)
     add("--image-every", type=int, default=5, help="steps; 0 is never")
     add("--lambda", dest="lambda_", type=float, default=1.0, help="Eq. (2)")
-    add("--returns", type=float, help="toy: share of clips with `toy_return`")
+    add("--returns", type=float, help="share of clips that contradict their caption for a while")
     add("--adversarial-weight", type=float)
     add("--adversarial-start", type=float, help="0 to 1")
     add("--perceptual-weight", type=float)

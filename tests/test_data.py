@@ -284,6 +284,18 @@ def test_folders_are_drawn_by_their_clips(tiny, tmp_path):
     assert len(validation) == len(images) == 2 and not any(
         clips[0, i, 65][0].tobytes() in validation or (
             clips[0, i, 1][0].tobytes(), clips[0, i, 1][1]) in images for i in range(400))
+    # --returns: another clip's tokens for a while, the clip's own before and after them
+    known = {(s[i]["caption"], s.tokens(i)[-1].tobytes()): s.tokens(i)
+             for s in (shards, *shards_of(tmp_path / "2", 17)) for i in range(len(s))}
+    returns, wrongs = Clips(both, both, 0, 3, returns=1.0), 0
+    for i in range(40):
+        clip, caption, (first, end) = returns[0, i, 65]
+        if caption:  # dropped ones are as they were
+            assert 0 <= first < end < 17
+            differ = (clip != known[caption, clip[-1].tobytes()]).any((1, 2))
+            wrongs += differ[first:end].any()
+            assert not differ[:first].any() and not differ[end:].any()
+    assert wrongs > 20
     images = Clips("toy", str(tmp_path / "1"), 0, 3)
     assert images[0, 0, 1][0].dtype == np.uint8 and images[0, 0, 65][0].dtype == np.int64
     with pytest.raises(ValueError, match="no clips that long"):
