@@ -118,13 +118,14 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     """
     config, device, B = model.config, model.lm_head.weight.device, len(prompts)
     sampling = model.sampling | {k: x for k, x in sampling.items() if x is not None}
-    check(sampling, config, context, seconds, window)
+    seeds = range(B) if seeds is None else seeds
+    check(sampling, config, context, seconds, window, seeds)
     window = window or max(1, 32 // B)
     cache = (cache_to_compile if compile else KVCache)(
         model, B * (1 + (sampling["cfg_scale"] != 1)), window)
     step = machine.compiled(next_codes, device.type) if compile else next_codes
     write = generate_tokens if window == 1 else functools.partial(jacobi, window=window)
-    generators = [torch.Generator(device).manual_seed(s) for s in seeds or range(B)]
+    generators = [torch.Generator(device).manual_seed(s) for s in seeds]
     captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
     longest, h, w = config.latent_shape
 
@@ -232,11 +233,15 @@ def load(path=None, device="cpu"):
     model.sampling = TOY if saved["args"]["preset"] == "toy" else PAPER
     return model, tokenizer, TextTokenizer(model.config.text_tokenizer)
 
-def check(sampling, config, context, seconds, window):
+def check(sampling, config, context, seconds, window, seeds):
     """Raise ValueError for what `generate_batch` cannot do."""
-    positive = sampling["top_k"], sampling["temperature"], FPS * seconds - 0.5, window
+    positive = sampling["top_k"], sampling["temperature"], window
     if not all(x is None or 0 < x < math.inf for x in positive):
-        raise ValueError("top-k, temperature, seconds and window must be positive")
+        raise ValueError("top-k, temperature and window must be positive")
+    if not 0.5 < FPS * seconds < math.inf:
+        raise ValueError(f"{seconds:.3g} seconds have no frame, at {FPS} frames/s")
+    for seed in seeds:
+        machine.check_seed(seed)
     if not math.isfinite(sampling["cfg_scale"]) or not 0 <= sampling["floor"] <= 1:
         raise ValueError("cfg-scale must be finite, floor 0 to 1")
     if context % 4 != 1 or not 0 < context < video_frames(config.latent_shape[0]):
@@ -264,8 +269,7 @@ def parse():
     add("--compile", action=switch, default=machine.DEVICE == "cuda")
     add("--device", default=machine.DEVICE)
     args = p.parse_args()
-    if args.seed < 0:
-        raise ValueError("--seed must be at least 0")
+    machine.check_seed(args.seed)
     ends = np.round(FPS * np.array([0, *(float(x) for x, _ in args.at), args.seconds])) / FPS
     if args.at and not (np.diff(ends) > 0).all():
         raise ValueError("--at needs seconds that grow, between 0 and --seconds")
@@ -292,7 +296,7 @@ def main():
 
     def clips(start):
         for i, (prompt, seconds) in enumerate(args.scenes):  # each with its own noise
-            for clip in generate(model, tokenizer, text, prompt, seconds, args.seed + i,
+            for clip in generate(model, tokenizer, text, prompt, seconds, (args.seed + i) % 2**64,
                                  start=start, watch=watch, **options):
                 yield clip
                 before = clip[:0] if start is None else start

@@ -215,7 +215,7 @@ class ClusteringVQ(nn.Module):
         self.usage.lerp_(counts, 1 - self.decay)
         codes = F.normalize(self.codebook)
         a = torch.exp(-10 * self.usage * M / (1 - self.decay))[:, None]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**64)
         anchors = self.anchors(latents, codes, tokens, generator)
         self.codebook.copy_((1 - a) * codes + a * anchors)
 
@@ -316,6 +316,7 @@ SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 def load_tokenizer(folder=None, device="cpu"):
     """The VideoTokenizer of a folder (None: the shipped one), and a hash of
     its weights. They are rounded to bfloat16, as the shipped ones are."""
+    machine.check_device(device)
     path = Path(folder or SHIPPED, "tokenizer.pt")
     checkpoint = machine.read_checkpoint(path, "tokenizer")
     weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}

@@ -134,6 +134,15 @@ def test_another_prompt_goes_on_from_the_frames_before(world, colors):
     assert all((pixels(video)[0] == frame).all() for video, frame in zip(shown[13:], after))
 
 
+@pytest.mark.parametrize("seed", [None, 10 ** 23])
+def test_a_form_that_cannot_be_played_says_why(world, colors, seed):
+    scene = {"prompt": DAY, "seed": seed, "reencode": True, "cut": False}
+    with pytest.raises(ValueError, match="seed must be 0 to"):
+        for _ in play.play(world, colors, {"scene": scene, "speed": 20}):
+            pass
+    assert not working()
+
+
 @pytest.fixture
 def browser():
     pytest.importorskip("gradio")

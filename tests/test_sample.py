@@ -57,11 +57,14 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     ask = ["--prompt", PROMPT, "--ckpt", tiny, "--out", out]
     assert run("sample.py", *ask, "--ckpt", tmp_path, ranks=0, ok=False).stderr.strip() == \
         f"sample.py: [Errno 2] No such file or directory: '{tmp_path}/stage3.pt'"
-    assert "positive" in fails("sample.py", *ask, "--seconds", -1)
-    assert "positive" in fails("sample.py", *ask, "--seconds", 0.01)  # not one frame
+    assert "seconds have no frame" in fails("sample.py", *ask, "--seconds", -1)
+    assert "0 seconds have no frame" in fails("sample.py", *ask, "--seconds", 0.05)
+    for device in ("gpu", "mps", "cuda"):
+        if device != "cuda" or not torch.cuda.is_available():
+            assert f"no device {device} here" in fails("sample.py", *ask, "--device", device)
     for flag, value in (("--top-k", 0), ("--temperature", 0), ("--temperature", "nan"),
                         ("--seconds", "inf"), ("--cfg-scale", "nan"), ("--cfg-scale", "inf"),
-                        ("--seed", -1), ("--floor", 1.5), ("--floor", "nan"), ("--window", 0),
+                        ("--seed", -1), ("--seed", 2 ** 64), ("--floor", 1.5), ("--floor", "nan"), ("--window", 0),
                         ("--context", 7), ("--context", 0), ("--context", 65)):
         assert flag.strip("-") in fails("sample.py", *ask, flag, value)
     assert "no folder" in fails("sample.py", *ask, "--out", tmp_path / "no" / "a.mp4")
@@ -79,6 +82,14 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "--at needs seconds" in fails("sample.py", *ask, "--at", 5, "b", "--at", 4, "c")
     assert "could not convert" in fails("sample.py", *ask, "--at", "soon", "b")
     assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "window", "seconds", "seeds"])
+def test_nought_is_not_left_out(tiny, name):
+    """In Python, too: 0 is refused, not replaced by the preset's value."""
+    wrong = {"seeds": [None]}.get(name, 0)
+    with pytest.raises(ValueError, match=name.replace("_", "-").strip("s")):
+        next(generate_batch(*load(tiny), [PROMPT], **{name: wrong}))
 
 
 def frames_in(video):

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -277,6 +278,32 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny, tmp_path):
     assert not list(out.glob("*.tmp"))
 
 
+def test_one_training_at_a_time_in_a_folder(tiny, tmp_path):
+    """Another process, even of another machine, is refused; a killed one blocks nothing."""
+    out = start_of(1, tiny, tmp_path / "out")
+    hold = ("import sys, pathlib; from tools import machine; machine.lock(pathlib.Path(sys.argv[1]));"
+            "print('held', flush=True); sys.stdin.read()")
+    other = subprocess.Popen([sys.executable, "-c", hold, out], cwd=ROOT, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == "held\n"
+    train = ["train.py", "--stage", 1, "--steps", 1, "--batch-size", 2, *TINY, "--out", out]
+    assert fails(*train) == f"train.py: another training runs in {out}"
+    assert not (out / "stage1.pt").exists() and not (out / "metrics.jsonl").exists()
+    other.kill()
+    other.wait()
+    run(*train)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_date_and_time_is_a_seed(tiny, tmp_path, stage):
+    out = start_of(1, tiny, tmp_path / "out") if stage else tmp_path
+    args = ["train.py", "--stage", stage, "--steps", 2, "--batch-size", 2, *TINY, "--out", out]
+    assert fails(*args, "--seed", 2 ** 64).endswith("the seed must be 0 to 2**64 - 1, "
+                                                    f"not {2 ** 64}")
+    run(*args, "--seed", 20261129143000)
+    run(*args, "--seed", 2 ** 64 - 1, "--overwrite")
+
+
 def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     before = {name: (tiny / name).read_bytes()
               for name in ("stage1.pt", "metrics.jsonl")}
@@ -288,6 +315,7 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "exists" in wrong(1)
     assert "train stage 2 first" in wrong(3, out=tmp_path)
     assert "at least 1" in wrong(1, *again, "--batch-size", 0)
+    assert "no device gpu here" in wrong(0, "--device", "gpu", out=tmp_path)
     odd = run("train.py", "--stage", 1, "--out", tiny, *again, "--batch-size", 3,
               ranks=2, ok=False)
     assert "2 processes cannot share --batch-size 3" in odd.stderr

@@ -9,8 +9,7 @@ config.json in transformers' words. To read them:
     LlamaForCausalLM.from_pretrained("my_llama")
 
 The folder holds no tokenizer: a prompt becomes token ids by `prefix_tokens`
-of model.py, and video tokens become pixels by tokenizer.py. `generate` needs
-suppress_tokens, all ids but those of video (test_export.py shows it).
+of model.py, and video tokens become pixels by tokenizer.py.
 
 Needs: pip install safetensors
 """
@@ -38,7 +37,7 @@ def hugging_face_config(config, dtype):
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": False,
         "vocab_size": config.vocab_size,
-        "pad_token_id": config.pad,
+        "pad_token_id": None,  # padding is attended to, it needs no mask
         "bos_token_id": config.sot,
         "eos_token_id": config.eoi,
         "torch_dtype": str(dtype).removeprefix("torch."),
@@ -46,7 +45,7 @@ def hugging_face_config(config, dtype):
 
 
 def export(model, folder):
-    """Write a Llama as folder/config.json and folder/model.safetensors.
+    """Write a Llama as folder/config.json, generation_config.json and model.safetensors.
     Raises ValueError without the safetensors package."""
     try:
         from safetensors.torch import save_file
@@ -56,8 +55,12 @@ def export(model, folder):
     os.makedirs(folder, exist_ok=True)
     save_file(model.state_dict(), os.path.join(folder, "model.safetensors"),
               {"format": "pt"})
-    with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(config, f, indent=1)
+    c = model.config
+    generation = {"bos_token_id": c.sot, "eos_token_id": c.eoi, "suppress_tokens":
+                  [*range(c.text_vocab), *range(c.pad, c.vocab_size)]}  # all but video
+    for name, x in ("config", config), ("generation_config", generation):
+        with open(os.path.join(folder, f"{name}.json"), "w") as f:
+            json.dump(x, f, indent=1)
 
 
 def main():

@@ -1,6 +1,7 @@
 """tools/machine.py: devices, processes, threads, number formats, and the files
 of a training. It imports none of the five.
 
+    check_device, check_seed                     what a user asks for
     start_processes, shard, of_all_ranks         one process, DDP, FSDP
     fast_dtype, autocast, set_threads, compiled  what is fast here
     starting_point, restore, save                init, resume, overwrite
@@ -10,6 +11,8 @@ of a training. It imports none of the five.
 """
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -26,9 +29,25 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # unless a flag says otherwise
 
 
+def check_device(name):
+    """Raise ValueError if there is no such device, or not here."""
+    try:
+        torch.ones(1, device=name).item()
+    except Exception as e:  # each kind raises another one
+        raise ValueError(f"there is no device {name} here") from e
+
+
+def check_seed(seed):
+    """Raise ValueError for what no generator takes."""
+    if not isinstance(seed, int) or not 0 <= seed < 2 ** 64:
+        raise ValueError(f"the seed must be 0 to 2**64 - 1, not {seed}")
+
+
 def start_processes(args):
     """args: of train.py -> rank, number of ranks, torch.device. torchrun sets
     the environment."""
+    check_device(args.device)
+    check_seed(args.seed)
     rank = int(os.environ.get("RANK", 0))
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if args.fsdp and (args.stage == 0 or "RANK" not in os.environ):
@@ -118,9 +137,27 @@ def compiled(function, device_type):
 
 # ---- the files of a training; args: train.py's ----
 
+LOCKS = []  # open files: closing one would free it
+
+
+def lock(folder):
+    """Refuse a folder in which another training runs, maybe on another machine.
+    The system frees the lock when this process ends, however it ends."""
+    file = open(folder / "lock", "w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EAGAIN):
+            raise ValueError(f"another training runs in {folder}") from e
+        # else: a disk without locks
+    LOCKS.append(file)
+
+
 def starting_point(args, names, device):
     """-> the checkpoint to start from or None, and whether it is resumed. names:
     of the files of the stages. Decides what --dtype auto is."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        lock(args.out)
     path, before = (args.out / f"{names[stage]}.pt" for stage in (args.stage, args.stage - 1))
     resumed = args.resume and path.exists()
     if path.exists() and not (args.resume or args.overwrite):

@@ -19,7 +19,6 @@ Needs: pip install gradio
 """
 import argparse
 import base64
-import contextlib
 import functools
 import html
 import io
@@ -81,7 +80,7 @@ def film(world, visitor, reel):
         start = None if scene["cut"] or reel.seen is None else reel.seen[-CONTEXT:]
         known = [] if start is None else encoded(start)
         reel.clip, reel.codes = None, []
-        with contextlib.suppress(GivenUp):
+        try:
             for clip in generate(*world, **options, start=start, seconds=1e9, watch=watch):
                 check()
                 reel.clip = scene, clip
@@ -89,12 +88,18 @@ def film(world, visitor, reel):
                 known = reel.codes[-latent_frames(CONTEXT) * h * w:]
                 if scene["reencode"]:
                     known = encoded(clip[-CONTEXT:])
+        except GivenUp:
+            continue
+        except ValueError as e:  # what `sample.check` refuses
+            reel.refused = str(e)
+            return
 
 
 def play(world, colors, visitor):
     """Yield (video, tokens) as HTML without end. Gradio closes this generator
     when the visitor stops it or closes the page, which ends the work."""
-    reel = SimpleNamespace(clip=None, seen=None, codes=[], right=0, shown=1, over=False)
+    reel = SimpleNamespace(clip=None, seen=None, codes=[], right=0, shown=1, over=False,
+                           refused="the clip could not be written")
     writer = Thread(target=film, args=(world, visitor, reel), daemon=True)
     writer.start()
     shape = world[0].config.latent_shape
@@ -116,7 +121,7 @@ def play(world, colors, visitor):
                 due += 1 / FPS / visitor["speed"]
                 time.sleep(max(0, due - time.monotonic()))
             reel.shown = 1
-        raise RuntimeError("the clip could not be written")
+        raise ValueError(reel.refused)
     finally:
         reel.over = True
 
@@ -206,7 +211,7 @@ def main():
     args = p.parse_args()
     world = load(args.ckpt, args.device)
     set_threads(world[0])
-    page(world).launch(server_port=args.port)
+    page(world).launch(server_port=args.port, show_error=True)
 
 
 if __name__ == "__main__":
