@@ -275,10 +275,9 @@ def tokenizer_of(args, saved, device):
 
 def parse():
     p = argparse.ArgumentParser(description="The four trainings.")
-    add, switch = p.add_argument, argparse.BooleanOptionalAction
+    add = p.add_argument
     add("--stage", type=int, choices=range(4), required=True)
     add("--preset", choices=PRESETS, default="toy")
-    add("--out", type=Path, default="out", help="folder")
     add("--videos", default="toy", metavar="A,B", help="by tools/prepare.py")
     add("--images", metavar="C,D", help="default: the videos' frames")
     add("--steps", type=int)
@@ -292,19 +291,8 @@ def parse():
     add("--adversarial-weight", type=float)
     add("--adversarial-start", type=float, help="0 to 1")
     add("--perceptual-weight", type=float)
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    add("--compile", action=switch, default=machine.DEVICE == "cuda")
-    add("--checkpoint-activations", action="store_true")
-    add("--fsdp", action="store_true")
-    add("--device", default=machine.DEVICE)
-    add("--workers", type=int, default=4 if machine.DEVICE == "cuda" else 0)
-    add("--save-every", type=int, metavar="STEPS")
-    add("--init", metavar="PATH", help="a checkpoint, or 'none'")
-    add("--resume", action="store_true")
-    add("--overwrite", action="store_true")
     add("--seed", type=int, default=0)
-    add("--logger", choices=["tensorboard", "wandb"])
-    machine.add_sizes(p)
+    machine.add_flags(p)
     args = p.parse_args()
     preset = TOY if args.preset == "toy" else PAPER
     for name, x in (preset | {"images": args.videos}).items():

@@ -64,8 +64,8 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
             assert f"no device {device} here" in fails("sample.py", *ask, "--device", device)
     for flag, value in (("--top-k", 0), ("--temperature", 0), ("--temperature", "nan"),
                         ("--seconds", "inf"), ("--cfg-scale", "nan"), ("--cfg-scale", "inf"),
-                        ("--seed", -1), ("--seed", 2 ** 64), ("--floor", 1.5), ("--floor", "nan"), ("--window", 0),
-                        ("--context", 7), ("--context", 0), ("--context", 65)):
+                        ("--seed", -1), ("--seed", 2 ** 64), ("--floor", 1.5), ("--floor", "nan"),
+                        ("--window", 0), ("--context", 7), ("--context", 0), ("--context", 65)):
         assert flag.strip("-") in fails("sample.py", *ask, flag, value)
     assert "no folder" in fails("sample.py", *ask, "--out", tmp_path / "no" / "a.mp4")
     assert "must end in" in fails("sample.py", *ask, "--out", tmp_path / "a.png")

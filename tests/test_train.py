@@ -281,8 +281,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny, tmp_path):
 def test_one_training_at_a_time_in_a_folder(tiny, tmp_path):
     """Another process, even of another machine, is refused; a killed one blocks nothing."""
     out = start_of(1, tiny, tmp_path / "out")
-    hold = ("import sys, pathlib; from tools import machine; machine.lock(pathlib.Path(sys.argv[1]));"
-            "print('held', flush=True); sys.stdin.read()")
+    hold = ("import sys; from pathlib import Path; from tools.machine import lock\n"
+            "lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()")
     other = subprocess.Popen([sys.executable, "-c", hold, out], cwd=ROOT, text=True,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline() == "held\n"

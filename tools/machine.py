@@ -5,10 +5,11 @@ of a training. It imports none of the five.
     start_processes, shard, of_all_ranks         one process, DDP, FSDP
     fast_dtype, autocast, set_threads, compiled  what is fast here
     starting_point, restore, save                init, resume, overwrite
-    add_sizes, config_of                         flags that change the presets' sizes
+    add_flags, config_of                         flags of train.py; sizes that they change
     read_checkpoint, write_checkpoint, digest    a dict of plain types and tensors
     open_log                                     metrics.jsonl
 """
+import argparse
 import contextlib
 import dataclasses
 import errno
@@ -20,6 +21,7 @@ import os
 import sys
 import time
 import timeit
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -195,10 +197,27 @@ LEVELS = {  # four each, from fine to coarse
     "encoder_kernels": "size of the kernels"}
 
 
-def add_sizes(parser):
+def add_flags(parser):
+    """The flags of train.py that say where and how it runs, and the sizes."""
+    add = parser.add_argument_group("files").add_argument
+    add("--out", type=Path, default="out", help="folder of checkpoints and metrics.jsonl")
+    add("--init", metavar="PATH", help="a checkpoint to start from, or 'none'")
+    add("--resume", action="store_true", help="go on from --out")
+    add("--overwrite", action="store_true", help="start this stage again")
+    add("--save-every", type=int, metavar="STEPS", help="and validate")
+    add("--logger", choices=["tensorboard", "wandb"], help="beside metrics.jsonl")
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default=DEVICE)
+    add("--workers", type=int, default=4 if DEVICE == "cuda" else 0, help="that load data")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+        help="of matrix products; auto: the faster one")
+    add("--compile", action=argparse.BooleanOptionalAction, default=DEVICE == "cuda")
+    add("--checkpoint-activations", action="store_true", help="compute twice, save memory")
+    add("--fsdp", action="store_true", help="weights divided among processes")
+    add = parser.add_argument_group("sizes", "instead of the preset's").add_argument
     for name, help in (SIZES | LEVELS).items():
-        parser.add_argument("--" + name.replace("_", "-"), type=int, help=help,
-                            nargs=4 if name in LEVELS else None)
+        add("--" + name.replace("_", "-"), type=int, help=help,
+            nargs=4 if name in LEVELS else None)
 
 
 def config_of(args, saved, preset):
