@@ -20,7 +20,6 @@ import math
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch

@@ -1,0 +1,58 @@
+"""How many of the last frames should condition the next clip? The paper takes 5. (Sec. 4.1)
+
+Decides: the windows of ten seconds as prompted, 17 frames minus 5, over --n prompts of two minutes,
+paired; within 0.05 there is no difference to speak of.
+Also: 1, 9 and 33 frames minus 5; the seam (how much more a pixel changes at the borders between
+clips than inside them); the clips that a minute takes.
+
+    python experiments/overlap.py
+"""
+import numpy as np
+from matplotlib import pyplot
+from tqdm import tqdm
+
+from common import arguments, caption, drawn, kept, over_time, ready, result, sampled, save_picture
+
+CONTEXTS = 1, 5, 9, 17, 33
+
+
+def seam(video, context):
+    """Mean change of a pixel at the borders, over that inside."""
+    change = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))
+    borders = np.arange(64, len(change), 65 - context)
+    return change[borders].mean() / np.delete(change, borders).mean()
+
+
+def measure(world, a, i, context):
+    video = sampled(world, caption(a), 120, 2000 + i, context=context)
+    return over_time(video, a) | {"seam": seam(video, context)}
+
+
+def main():
+    args = arguments(__doc__, n=30)
+    world, wanted = ready(), drawn(21, args.n)
+    lines = {context: [kept("overlap", [context, i], lambda: measure(world, a, i, context))
+                       for i, a in enumerate(tqdm(wanted, desc=f"{context} frames"))]
+             for context in CONTEXTS}
+    share = {c: np.array([np.mean(line["as prompted"]) for line in x]) for c, x in lines.items()}
+    seams = {c: [line["seam"] for line in x] for c, x in lines.items()}
+    what = "windows as prompted: {} frames of overlap minus 5"
+    result("overlap", f"{args.n} prompts of two minutes",
+           {what.format(17): share[17] - share[5]},
+           {what.format(c): share[c] - share[5] for c in (1, 9, 33)},
+           {"windows as prompted": share, "seam": seams,
+            "clips per minute": {c: [390 / (65 - c)] for c in CONTEXTS}}, margin=0.05)
+    figure, (above, below) = pyplot.subplots(2, figsize=(3.6, 3.6), sharex=True,
+                                             layout="constrained")
+    above.plot(CONTEXTS, [x.mean() for x in share.values()], "o-")
+    below.plot(CONTEXTS, [np.mean(x) for x in seams.values()], "o-")
+    above.set(ylabel="windows as prompted", xscale="log", ylim=(0, 1))
+    below.set(ylabel="seam", xlabel="frames of overlap", xticks=CONTEXTS, xticklabels=CONTEXTS)
+    below.minorticks_off()
+    for axis in (above, below):
+        axis.spines[["top", "right"]].set_visible(False)
+    save_picture(figure, "overlap")
+
+
+if __name__ == "__main__":
+    main()

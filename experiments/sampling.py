@@ -1,0 +1,123 @@
+"""Which codes may be drawn, and how strongly does guidance pull? The map from which the toy's
+defaults in sample.py were chosen, on prompts and seeds of its own. (Sec. 3.3, Sec. 4.1)
+
+Rules: top-k with k = 50 alone (the paper's); a floor under it, i.e. codes below a tenth of the best
+one's probability with the caption, before guidance, are forbidden; min-p, the same after guidance;
+top-p, the most likely codes that make up 0.9. Each over guidance and temperature.
+Measured: 12 prompts of a minute (the share of their windows of ten seconds that are as prompted;
+how far new land is from the world's own, in pixels), and 12 switches, half of color and half of
+traveller (the share that shows the new one after four seconds of ten).
+Decides: the windows as prompted, the chosen point minus the paper's rule at the same temperature.
+The choice: of the points whose land is at most a quarter further from the world's own than by the
+paper's rule at guidance 1.5 and temperature 0.6, the one with the largest sum of both shares.
+
+    python experiments/sampling.py
+"""
+import functools
+import math
+
+import numpy as np
+import torch
+from matplotlib import pyplot
+from tqdm import tqdm
+
+import sample
+from common import (
+    arguments,
+    as_prompted,
+    caption,
+    drawn,
+    kept,
+    over_time,
+    ready,
+    result,
+    sampled,
+    save_picture,
+)
+from data import LANDS
+from prompts import invention, new_land
+from switch import SECONDS, SETTLED, pair
+
+SCALES = 1.0, 1.5, 2.5, 3.5, 5.0, 7.5
+TEMPERATURES = 0.6, 1.0
+RULES = "top-k", "floor", "min-p", "top-p"
+SHARE = {"floor": 0.1, "min-p": 0.1, "top-p": 0.9}
+
+
+def draw(rule, share, model, tokens, cache, noise, scale, top_k, temperature, floor):
+    """As `sample.next_codes`, but the rule sees the guided distribution."""
+    cond, uncond = model.next_logits(tokens, cache, noise.shape[1]).chunk(2)
+    best, codes = torch.topk((uncond + scale * (cond - uncond)) / temperature, top_k)
+    p = best.softmax(-1)
+    forbidden = p < share * p[..., :1] if rule == "min-p" else p.cumsum(-1) - p > share
+    race = p.masked_fill(forbidden, 0) / noise.gather(2, codes)
+    return codes.gather(2, race.argmax(-1, keepdim=True))[..., 0]
+
+
+def measure(world, rule, scale, temperature):
+    options = {"cfg_scale": scale, "temperature": temperature,
+               "floor": SHARE["floor"] if rule == "floor" else 0.0}
+    plain = sample.next_codes
+    if rule in ("min-p", "top-p"):
+        sample.next_codes = functools.partial(draw, rule, SHARE[rule])
+    try:
+        found = {"windows": [], "switched": []}
+        new = {land: [] for land in LANDS}
+        for i, a in enumerate(drawn(20, 12)):
+            video = sampled(world, caption(a), 60, 1000 + i, **options)
+            found["windows"].append(np.mean(over_time(video, a)["as prompted"]))
+            new[a["land"]].append(new_land(video, a["speed"], a["way"]))
+        found["land"] = np.mean([invention(x, land) for land, x in new.items() if x])
+        for name in ("color", "traveller"):
+            for i in range(1000, 1006):  # not those of switch.py
+                _, after, start = pair(name, i)
+                video = sampled(world, caption(after), SECONDS, i, start=start, **options)
+                found["switched"].append(as_prompted(video[SETTLED:], after))
+    finally:
+        sample.next_codes = plain
+    return found
+
+
+def main():
+    arguments(__doc__)
+    world = ready()
+    points = [(rule, scale, temperature) for temperature in TEMPERATURES for rule in RULES
+              for scale in SCALES if scale != 1 or rule in ("top-k", "floor")]
+    found = {x: kept("sampling", list(x), lambda: measure(world, *x)) for x in tqdm(points)}
+    most = 1.25 * found["top-k", 1.5, 0.6]["land"]
+
+    def score(x):
+        line = found[x]
+        fits = math.isfinite(line["land"]) and line["land"] <= most
+        return fits, np.mean(line["windows"]) + np.mean(line["switched"])
+
+    best = max(points, key=score)
+    paper = "top-k", best[1], best[2]
+    result("sampling", "12 prompts of a minute and 12 switches at each point",
+           {f"as prompted: {best} minus {paper}":
+            np.subtract(found[best]["windows"], found[paper]["windows"])}, {},
+           {"windows as prompted": {str(x): found[x]["windows"] for x in points},
+            "switched": {str(x): found[x]["switched"] for x in points},
+            "distance of new land, pixels": {str(x): [found[x]["land"]] for x in points}})
+
+    figure, axes = pyplot.subplots(3, len(TEMPERATURES), figsize=(7, 5), sharex=True,
+                                   sharey="row", layout="constrained")
+    names = {"windows": "as prompted", "switched": "switched", "land": "land, pixels"}
+    for row, (name, label) in zip(axes, names.items()):
+        for axis, temperature in zip(row, TEMPERATURES):
+            for rule in RULES:
+                at = [x for x in points if (x[0], x[2]) == (rule, temperature)]
+                axis.plot([x[1] for x in at], [np.mean(found[x][name]) for x in at], "o-",
+                          label=rule, markersize=3)
+            axis.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(label)
+    for axis, temperature in zip(axes[0], TEMPERATURES):
+        axis.set_title(f"temperature {temperature}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("guidance")
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    save_picture(figure, "sampling")
+
+
+if __name__ == "__main__":
+    main()
