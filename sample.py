@@ -82,10 +82,12 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
             watch(codes, n)
     return codes
 
-def draw_noise(n, config, generators):
-    """Exp(1) for each row, token and code: (B, n, video_vocab)."""
-    return torch.stack([torch.empty(n, config.video_vocab, device=g.device)
-                       .exponential_(generator=g) for g in generators])
+def draw_noise(n, config, generators, more=0):
+    """Exp(1) for each row, token and code, then ones: (B, n + more, video_vocab).
+    No stride depends on n: torch.compile would make a graph for each n."""
+    rows = [torch.empty(n, config.video_vocab, device=g.device).exponential_(generator=g)
+            for g in generators]
+    return F.pad(torch.stack(rows, 1), (0, 0, 0, 0, 0, more), value=1.0).transpose(0, 1)
 
 def add_uncaptioned(prefix, config):
     """(B, S) -> (2B, S): rows with the caption, then with the empty one."""
@@ -176,7 +178,7 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     config, rows = model.config, 1 + (cfg_scale != 1)
     _, h, w = config.latent_shape
     P, window = prefix.shape[1], min(window, n)
-    noise = F.pad(draw_noise(n, config, generator), (0, 0, 0, window), value=1.0)
+    noise = draw_noise(n, config, generator, window)
     scale, temperature, floor = torch.tensor(
         [cfg_scale, temperature, floor], device=prefix.device)
     cache = cache or KVCache(model, rows * len(prefix), window)

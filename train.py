@@ -127,7 +127,7 @@ def tokenizer_training(args, saved, device):
     def loss_of(objective, batch, step):
         adversarial = step >= args.adversarial_start * args.steps
         with machine.autocast(device, args.dtype):
-            loss, logs = objective(to_float(batch[0].to(device)), adversarial)
+            loss, logs = objective(to_float(batch[0].to(device, non_blocking=True)), adversarial)
         # plus 0: DDP waits for a gradient of each parameter
         loss = loss + 0 * sum(p.sum() for p in discriminator.parameters())
         B = torch.full_like(loss.detach(), len(batch[0]))
@@ -154,7 +154,8 @@ def decoder_training(args, saved, device):
         model.loss = torch.compile(model.loss, dynamic=False)
 
     def loss_of(objective, batch, step):
-        x, captions, wrong = batch[0].to(device), batch[1], torch.stack(batch[2], 1)
+        x, captions = batch[0].to(device, non_blocking=True), batch[1]
+        wrong = torch.stack(batch[2], 1)  # (B, 2)
         with machine.autocast(device, args.dtype):
             if x.dtype == torch.uint8:
                 with torch.no_grad():
@@ -174,7 +175,7 @@ def main():
     training = (decoder_training if args.stage else tokenizer_training)(args, saved, device)
     objective = training.objective
     if args.fsdp:
-        machine.shard(training.model, training.model.model.layers, args.dtype)
+        machine.shard(training.model, training.model.model.layers, args.dtype, device)
         objective.to_empty(device=device)
         # from nothing, rank 0 draws the weights; `restore` hands out the slices
         saved = saved or {"weights": {} if rank else Llama(training.model.config).state_dict()}
@@ -185,15 +186,17 @@ def main():
     start = machine.restore(saved, resumed, training, optimizer)
     del saved  # it holds a copy of the weights
     if ranks > 1 and not args.fsdp:
-        objective = DistributedDataParallel(objective, forward_sync_buffers=False)
+        objective = DistributedDataParallel(
+            objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
     clips, validation = (Clips(args.images, args.videos, args.seed, args.stage, training.size,
                                args.returns, val) for val in (False, True))
     batches = (keys for step in range(start, args.steps)
                for keys in micro_batches(args, step, rank, ranks))
     loader = iter(torch.utils.data.DataLoader(
-        clips, batch_sampler=batches, num_workers=args.workers))
+        clips, batch_sampler=batches, num_workers=args.workers,
+        pin_memory=device.type == "cuda"))
 
-    log, skipped = None, 0
+    log, skipped, signals = None, 0, machine.stop_signals()
     bar = tqdm(range(start, args.steps), NAMES[args.stage], args.steps,
                initial=start, disable=rank > 0, smoothing=0.05)
     for step in bar:
@@ -209,8 +212,7 @@ def main():
             asked = time.perf_counter()
             batch = next(loader)
             waited += time.perf_counter() - asked
-            # DDP: gradients are exchanged once, after the last one
-            objective.require_backward_grad_sync = i + 1 == len(micros)
+            machine.exchange_gradients(objective, now=i + 1 == len(micros))
             loss, logs = training.loss_of(objective, batch, step)
             (loss * len(micro) / n).backward()
             for name, (x, count) in logs.items():
@@ -228,9 +230,11 @@ def main():
         optimizer.zero_grad(set_to_none=True)
 
         # what happened
+        totals["stop"] = loss.new_tensor([len(signals), 1])
         for x in totals.values() if ranks > 1 else ():
             dist.all_reduce(x)
         pairs = {name: x.tolist() for name, x in totals.items()}
+        stop = pairs.pop("stop")[0] > 0  # of any rank
         frames, seconds = frames_of_step(args, step), time.perf_counter() - began
         tokens = n * ranks * latent_frames(frames) * (training.size // 8) ** 2
         line = {"stage": args.stage, "step": step, "frames": frames, "lr": lr,
@@ -238,7 +242,7 @@ def main():
                 "grad_norm": norms[0], "skipped": skipped, "data_wait": waited / seconds,
                 "tokens_per_s": tokens / seconds}
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
-        if saving:
+        if saving and not stop:
             line["val_loss"] = validate(training, objective, validation, FRAMES[args.stage])
         if rank == 0:
             log = log or machine.open_log(args.out, args.stage, start, args.logger)
@@ -246,8 +250,11 @@ def main():
         if skipped == 10:
             raise ValueError("10 gradients in a row are not finite: try a lower --lr")
         bar.set_postfix(loss=line["loss"], frames=frames)
-        if saving:
+        if saving or stop:
             machine.save(args, NAMES[args.stage], step + 1, training, optimizer)
+        if stop:
+            machine.end_processes()
+            sys.exit(1 if rank else f"train.py: saved at step {step + 1}; --resume goes on")
     machine.end_processes()
 
 @torch.no_grad()

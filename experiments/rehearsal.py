@@ -28,9 +28,10 @@ sys.path.insert(0, str(ROOT))
 from data import toy_clip  # noqa: E402
 
 STEPS, KILL_AFTER = 20, 12
-SMALL = ("--preset 700m --base-channels 4 --encoder-blocks 0 0 0 1 --decoder-blocks 0 0 0 1 "
-         "--codebook-size 256 --dim 64 --n-layers 2 --n-heads 2 --ffn-dim 128 --batch-size 8 "
-         "--perceptual-weight 0 --warmup 5 --dtype float32 --workers 1").split()
+SMALL = ("--device cpu --preset 700m --base-channels 4 --encoder-blocks 0 0 0 1 "
+         "--decoder-blocks 0 0 0 1 --codebook-size 256 --dim 64 --n-layers 2 --n-heads 2 "
+         "--ffn-dim 128 --batch-size 8 --perceptual-weight 0 --warmup 5 --dtype float32 "
+         "--workers 1").split()
 # The 32,000 words of GPT-2 would have to be fetched: captions as bytes
 TRAIN = f"""import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})

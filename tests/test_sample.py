@@ -278,6 +278,17 @@ def test_guessed_tokens_are_those_drawn_one_by_one(cfg_scale, monkeypatch):
     assert (write(known, 70, 1)[0] == write(known, 70, 9)[0]).all()
 
 
+@pytest.mark.parametrize("window", [1, 8])
+def test_clips_of_all_lengths_share_their_graphs(loaded, window, eager):
+    """One for each quarter of the cache, in a first clip, later ones and a short last one."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    graphs = []
+    for clip in generate_batch(*loaded, [PROMPT], 25, window=window, compile=True):
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(graphs) == 3 and 2 <= graphs[0] <= 4 and graphs[-1] == graphs[0]
+
+
 def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeypatch):
     """For real, over two lengths of the cache, by guessing; and --compile takes it."""
     model, _, text = loaded

@@ -278,6 +278,28 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny, tmp_path):
     assert not list(out.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_asked_to_stop_it_saves_first(tiny, tmp_path, ranks):
+    """Ctrl-C on one process, SIGTERM on two: the step is finished and saved, and the rest
+    gives what an uninterrupted run gives."""
+    out = start_of(1, tiny, tmp_path / "out")
+    args = ["--stage", 1, "--steps", 12, "--batch-size", 2, *TINY, "--out", out]
+    training = subprocess.Popen(command("train.py", *args, ranks=ranks), env=ONE_THREAD,
+                                stderr=subprocess.PIPE, text=True, preexec_fn=lambda:
+                                signal.signal(signal.SIGINT, signal.default_int_handler))
+    while not (out / "metrics.jsonl").exists():
+        assert training.poll() is None
+        time.sleep(0.01)
+    training.send_signal(signal.SIGTERM if ranks else signal.SIGINT)
+    error = training.communicate(timeout=120)[1]
+    assert training.returncode and error.count("--resume goes on") == 1
+    assert "Traceback" not in error or ranks  # torchrun's own
+    step = torch.load(out / "stage1.pt", weights_only=True)["step"]
+    assert f"saved at step {step}; " in error and 0 < step < 12
+    run("train.py", *args, "--resume")
+    assert losses(out, 1) == pytest.approx(losses(tiny, 1), rel=1e-4 if ranks else 1e-6)
+
+
 def test_one_training_at_a_time_in_a_folder(tiny, tmp_path):
     """Another process, even of another machine, is refused; a killed one blocks nothing."""
     out = start_of(1, tiny, tmp_path / "out")

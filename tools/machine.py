@@ -1,8 +1,9 @@
 """tools/machine.py: devices, processes, threads, number formats, and the files
 of a training. It imports none of the five.
 
-    check_device, check_seed                     what a user asks for
+    check_device, check_seed, check_compiler     what a user asks for
     start_processes, shard, of_all_ranks         one process, DDP, FSDP
+    exchange_gradients, stop_signals            of a training step
     fast_dtype, autocast, set_threads, compiled  what is fast here
     starting_point, restore, save                init, resume, overwrite
     add_flags, config_of                         flags of train.py; sizes that they change
@@ -16,8 +17,11 @@ import errno
 import fcntl
 import functools
 import hashlib
+import importlib
 import json
 import os
+import shutil
+import signal
 import sys
 import time
 import timeit
@@ -26,7 +30,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint.state_dict as dcp
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # unless a flag says otherwise
 
@@ -39,6 +44,13 @@ def check_device(name):
         raise ValueError(f"there is no device {name} here") from e
 
 
+def check_compiler(device):
+    """Raise ValueError if torch.compile would find none."""
+    names = [os.environ.get("CXX", "g++"), "clang++"]
+    if torch.device(device).type == "cpu" and not any(map(shutil.which, names)):
+        raise ValueError("--compile needs a C++ compiler (g++)")
+
+
 def check_seed(seed):
     """Raise ValueError for what no generator takes."""
     if not isinstance(seed, int) or not 0 <= seed < 2 ** 64:
@@ -48,8 +60,17 @@ def check_seed(seed):
 def start_processes(args):
     """args: of train.py -> rank, number of ranks, torch.device. torchrun sets
     the environment."""
+    if args.preset != "toy" and DEVICE == "cpu" and not args.device:
+        raise ValueError(f"torch {torch.__version__} finds no GPU here (an old driver?); "
+                         f"--device cpu trains {args.preset} without one")
+    args.device = args.device or DEVICE
     check_device(args.device)
     check_seed(args.seed)
+    if args.logger:
+        importlib.import_module(args.logger)  # before anything is written
+    if args.compile:  # layer by layer, which already overlaps with DDP's work
+        check_compiler(args.device)
+        torch._dynamo.config.optimize_ddp = False
     rank = int(os.environ.get("RANK", 0))
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if args.fsdp and (args.stage == 0 or "RANK" not in os.environ):
@@ -65,14 +86,45 @@ def start_processes(args):
     return rank, ranks, torch.device(device)
 
 
-def shard(model, layers, dtype):
-    """FSDP: each rank keeps a slice of all weights, and computes in `dtype`."""
-    policy = MixedPrecisionPolicy(getattr(torch, dtype), torch.float32)
+def shard(model, layers, dtype, device):
+    """FSDP: each rank keeps a slice of all weights, and computes in `dtype`. Of
+    several nodes each has all slices, so that only gradients travel between them."""
+    policy, mesh = MixedPrecisionPolicy(getattr(torch, dtype), torch.float32), None
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    if nodes := dist.get_world_size() // local - 1:
+        mesh = init_device_mesh(device.type, (nodes + 1, local), mesh_dim_names=("node", "gpu"))
     for module in (*layers, model):
-        fully_shard(module, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def exchange_gradients(objective, now):
+    """Whether the next backward pass ends an accumulation. Before its end DDP
+    exchanges nothing, FSDP nothing between nodes."""
+    if isinstance(objective, FSDPModule):
+        objective.set_requires_all_reduce(now)
+    else:
+        objective.require_backward_grad_sync = now
+
+
+def stop_signals():
+    """-> a list that holds something from the first Ctrl-C or SIGTERM on, which
+    clusters send. Another one ends the process at once."""
+    asked = []
+
+    def note(number, _):
+        now = time.monotonic()
+        if asked and now > asked[0] + 2:  # torchrun may pass on the first one, too
+            os._exit(128 + number)
+        asked.append(now)
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, note)
+    return asked
 
 
 def end_processes():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if dist.is_initialized():
         dist.barrier()  # until rank 0 has saved
         dist.destroy_process_group()
@@ -176,13 +228,20 @@ def starting_point(args, names, device):
                          f"{saved['args']['steps']}: --resume it first")
     if args.dtype == "auto":
         args.dtype = saved["args"]["dtype"] if resumed else fast_dtype(device.type)
-        print(f"computing in {args.dtype}", file=sys.stderr)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"computing on {device} in {args.dtype}", file=sys.stderr)
     for name, now in settings(args).items() if resumed else ():
         then = saved["args"].get(name)
         if now != then:
             raise ValueError(f"{path} has {name} {then}, not {now}")
     if resumed and "optimizer" not in saved:
         raise ValueError(f"{path} holds weights only: --overwrite it")
+    if dist.is_initialized():  # a rank that waits for others would wait for ever
+        found = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (resumed, saved and saved["step"]))
+        if len(set(found)) > 1:
+            raise ValueError(f"{path} is not the same for all processes: "
+                             "--out must be on a disk that all nodes share")
     return saved, resumed
 
 
@@ -207,7 +266,7 @@ def add_flags(parser):
     add("--save-every", type=int, metavar="STEPS", help="and validate")
     add("--logger", choices=["tensorboard", "wandb"], help="beside metrics.jsonl")
     add = parser.add_argument_group("machine").add_argument
-    add("--device", default=DEVICE)
+    add("--device", help=f"default: {DEVICE}")
     add("--workers", type=int, default=4 if DEVICE == "cuda" else 0, help="that load data")
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
         help="of matrix products; auto: the faster one")
@@ -297,6 +356,7 @@ def write_checkpoint(checkpoint, path):
     Raises ValueError if it cannot be written, and `path` is as before."""
     part, before = path.with_suffix(".tmp"), path.with_suffix(".before.pt")
     try:
+        torch.serialization.set_crc32_options(False)  # twice as fast; the disk checks, too
         torch.save(checkpoint, part)
         if path.exists():
             before.unlink(missing_ok=True)
