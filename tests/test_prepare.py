@@ -310,3 +310,111 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, monkeypatch):
     assert len(clips_in(out, 17)) == 3
     run(*args)
     assert len(clips_in(out, 17)) == 6
+
+
+PICTURE = io.BytesIO()
+Image.new("RGB", (64, 64), (200, 30, 30)).save(PICTURE, "png")
+PICTURE = PICTURE.getvalue()
+
+
+def write_files(folder, contents):
+    """contents: {name: bytes, text or, for a tar, another such dict}"""
+    for name, content in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict):
+            with tarfile.open(path, "w") as tar:
+                for member, data in content.items():
+                    info = tarfile.TarInfo(member)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@pytest.fixture
+def prepared(tiny, tmp_path):
+    """prepared(source, input, *flags) -> the captions of the clips in order, and
+    {file: reason} of what was skipped."""
+    def prepared(source, what, *flags):
+        out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+        run(PREPARE, "--source", source, "--input", tmp_path / what, "--ckpt", tiny,
+            "--workers", 0, "--out", out, *flags)
+        return ([caption for _, caption in clips_in(out, 1)],
+                {s["file"]: s["reason"] for s in skipped(out)})
+    return prepared
+
+
+TEXTS = {"utf-8-sig": "", "utf-16": "", "utf-16-be": "\ufeff", "utf-16-le": ""}  # a mark, or none
+
+
+def test_text_as_editors_save_it(prepared, tmp_path):
+    """With a byte order mark or in UTF-16, wherever captions come from."""
+    table, rows = {}, {}
+    for i, (encoding, mark) in enumerate(TEXTS.items()):
+        def saved(text):
+            return (mark + text).encode(encoding)
+
+        write_files(tmp_path, {
+            f"beside/{i}.png": PICTURE, f"beside/{i}.txt": saved("a café\r\n"),
+            f"beside/blank{i}.png": PICTURE, f"beside/blank{i}.txt": saved("\r\n"),
+            f"table{i}/a.png": PICTURE,
+            f"table{i}/captions.jsonl": saved('{"file": "a.png", "caption": "a café"}\r\n'),
+            f"{i}.csv": saved('videoid,page_dir,name\r\n0.png,beside,"a café, lit"\r\n'),
+            f"tars/{i}.tar": {"a.png": PICTURE, "a.txt": saved("a café"),
+                              "b.png": PICTURE, "b.json": saved('{"caption": "a café"}')}})
+        assert prepared("folder", f"table{i}") == (["a café"], {})
+        assert prepared("csv", f"{i}.csv", "--root", tmp_path) == (["a café, lit"], {})
+    captions, reasons = prepared("folder", "beside")
+    assert captions == 4 * ["a café"]
+    assert reasons == {f"blank{i}.png": "no caption" for i in range(4)}
+    assert prepared("tar", "tars") == (8 * ["a café"], {})
+
+
+def test_what_is_no_text_is_no_caption(prepared, tmp_path):
+    nothing = ["NaN", "null", "7", '["a", "list"]', '{"a": 1}', "true", '"nan"', '" "']
+    names = [f"{i}.png" for i in range(len(nothing))]
+    no_caption = dict.fromkeys(names, "no caption")
+    lines = [f'{{"file": "{name}", "caption": {x}}}' for name, x in zip(names, nothing)]
+    lines += ["", '{"file": "good.png", "caption": "Nanny and naan"}', "", " "]
+    members = {name: PICTURE for name in [*names, "good.png"]}
+    write_files(tmp_path, {f"table/{name}": x for name, x in members.items()} | {
+        "table/captions.jsonl": "\n".join(lines),
+        "in.csv": "videoid,page_dir,name\n0,table,NaN\n1,table,nan\n2,table\ngood,table,7\n\n"
+                  .replace(",table", ".png,table"),
+        "in.tar": dict(x for i, json in enumerate([*nothing, '"Nanny and naan"']) for x in (
+            (f"{i}.png", PICTURE), (f"{i}.txt", b"nan"),
+            (f"{i}.json", f'{{"caption": {json}}}'.encode())))})
+    assert prepared("folder", "table") == (["Nanny and naan"], no_caption)
+    assert prepared("tar", "in.tar") == (
+        ["Nanny and naan"], {f"in.tar/{name}": "no caption" for name in names})
+    assert prepared("csv", "in.csv", "--root", tmp_path) == (
+        ["7"], {f"table/{i}.png": "no caption" for i in range(3)})
+    (tmp_path / "table" / "captions.jsonl").write_text("\n".join(lines[:3]) + '\n{"file": "a"}')
+    wrong = fails(PREPARE, "--source", "folder", "--input", tmp_path / "table",
+                  "--out", tmp_path / "x")
+    assert "captions.jsonl: line 4 must be" in wrong
+
+
+def test_half_a_surrogate_pair(prepared, tiny, tmp_path, monkeypatch):
+    """It becomes U+FFFD; whole pairs are letters. The sheet is drawn whatever the
+    captions are, in shards of before and on terminals without these letters, too."""
+    said = {"a": r"a cat \ud83d runs", "b": r"\ude00 b", "c": r"c \ud83d\ude00", "d": r"d \ud83d"}
+    whole = ["a cat \ufffd runs", "\ufffd b", "c \U0001f600", "d \ufffd"]
+    write_files(tmp_path, {
+        "in.tar": dict(x for key, text in said.items() for x in (
+            (f"{key}.png", PICTURE), (f"{key}.json", f'{{"caption": "{text}"}}'.encode()))),
+        **{f"table/{key}.png": PICTURE for key in said},
+        "table/captions.jsonl": "\n".join(
+            f'{{"file": "{key}.png", "caption": "{text}"}}' for key, text in said.items())})
+    assert prepared("folder", "table") == (whole, {})
+    assert prepared("tar", "in.tar") == (whole, {})
+    lines = tmp_path / "out1" / "000000.t1.jsonl"
+    assert r"\ufffd runs" in lines.read_text()
+    lines.write_text(lines.read_text().replace(r"\ufffd", r"\ud83d"))
+    inspect = [PREPARE, "--inspect", tmp_path / "out1", "--ckpt", tiny]
+    assert "a cat ? runs" in run(*inspect).stdout
+    (tmp_path / "out1" / "contact.png").unlink()
+    monkeypatch.setitem(ONE_THREAD, "PYTHONIOENCODING", "ascii")
+    assert "c ?" in run(*inspect, ranks=0).stdout
+    assert (tmp_path / "out1" / "contact.png").exists()
