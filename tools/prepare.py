@@ -250,6 +250,7 @@ def csv_items(path, root, columns):
             if missing := set(columns) - {"", *header}:
                 raise ValueError(f"{path}: no column {', '.join(sorted(missing))}"
                                  "; name them by --columns")
+            line = rows.line_num + 1
             for row in rows:
                 # pandas leaves the name of its index blank
                 cells = dict(zip(header, row)) | {"": ""}
@@ -552,7 +553,6 @@ def main():
                              f"tokenizer's clips are {size}")
         meta |= {"codebook_size": config.codebook_size, "frames": config.frames,
                  "resolution": size, "tokenizer_hash": digest}
-    meta = start(args.out, meta)
 
     @torch.no_grad()
     def encode(clips):
@@ -568,10 +568,12 @@ def main():
                 yield from ((path, item) for item in items)
                 yield path, None
 
+    work = todo()
+    first = list(itertools.islice(work, 1))  # a bad --input fails before --out is touched
+    meta = start(args.out, meta)
     # collate_fn: as tensors, clips would come through shared memory, of
     # which containers have little
-    reader, work = Reader(size, 0 if args.index else args.clips_per_video), todo()
-    first = list(itertools.islice(work, 1))  # a bad --input fails before workers start
+    reader = Reader(size, 0 if args.index else args.clips_per_video)
     loader = DataLoader(reader, batch_size=None, sampler=itertools.chain(first, work),
                         num_workers=args.workers, collate_fn=tuple)
     part, bar = Part(encode, args.batch_size), tqdm(unit="item", disable=RANK > 0)
