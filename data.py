@@ -21,8 +21,7 @@ from tools.shards import shards_of
 FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
 def latent_frames(frames):
-    """How many latent frames hold these frames: 1, 17, 65 -> 1, 5, 17. The
-    first frame has its own, every four others share one."""
+    """How many latent frames hold these: 1, 17, 65 -> 1, 5, 17. Others than the first hold four."""
     return 1 + (frames + 2) // 4
 
 def video_frames(latents):
@@ -40,8 +39,7 @@ def to_uint8(video):
 
 class TextTokenizer:
     """Captions -> ids. kind: "bytes"; "storybook" for bytes and the storybook's words;
-    "gpt2" for the first 32000 ranks of its table (our choice: the paper gives only
-    their number)."""
+    "gpt2" for 32000 ranks of its table (the number is the paper's, the table our choice)."""
 
     def __init__(self, kind="bytes"):
         ranks = {bytes([i]): i for i in range(256)}

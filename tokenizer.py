@@ -314,9 +314,8 @@ class TokenizerLoss(nn.Module):
 SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 
 def load_tokenizer(folder=None, device="cpu", finished=False):
-    """The VideoTokenizer of a folder (None: the shipped one), and a hash of
-    its weights. They are rounded to bfloat16, as the shipped ones are.
-    finished: ValueError if it has steps to go, which would change its tokens."""
+    """The VideoTokenizer of a folder (None: the shipped one), and a hash of its weights, rounded
+    to bfloat16 as the shipped ones are. finished: ValueError if its training has steps to go."""
     path = Path(folder or SHIPPED, "tokenizer.pt")
     checkpoint = machine.read_checkpoint(path, "tokenizer", finished)
     weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}

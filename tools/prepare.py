@@ -12,10 +12,10 @@
           -> tokens uint16 (N, t, h, w), t = 17, 5 or 1
 
 Each clip is encoded once, at its full length, and serves stages 1 to 3. The
-place of its file is written, too, which is all that stage 0 needs (see
-data.py): with --index nothing is encoded. The files are divided into parts, and a part is written
-whole or not at all, so after a kill the same command continues. Files that
-cannot be used are listed in skipped.jsonl. docs/data.md has the format.
+place of its file is written, too, which is all that stage 0 needs (see data.py):
+with --index nothing is encoded. A part of the files is written whole or not at
+all, so after a kill the same command continues. Files that cannot be used are
+listed in skipped.jsonl. docs/data.md has the format.
 
 This file knows nothing about the language model.
 """
@@ -163,11 +163,11 @@ class ToyItem:
         return [({"caption": caption}, clip)]
 
 # ---------------------------------------------------------------------------
-# captions: whatever text they come in
+# sources: what --input holds, as Items in a fixed order
 
 def as_text(file):
-    """A binary file, also a member of a tar, as text: UTF-8 or what its first
-    bytes tell, with or without a byte order mark."""
+    """A binary file, also one in a tar, as text: UTF-8, or UTF-16 and the like
+    by its first bytes; a byte order mark is no part of the text."""
     encoding = json.detect_encoding(file.peek(4)[:4])
     return io.TextIOWrapper(file, encoding, errors="replace", newline="")
 
@@ -196,9 +196,6 @@ def caption_in(tar, sample):
     with contextlib.suppress(ValueError, AttributeError, RecursionError):
         caption = caption or as_caption(json.loads(texts.get("json", "")).get("caption"))
     return caption
-
-# ---------------------------------------------------------------------------
-# sources: what --input holds, as Items in a fixed order
 
 def folder_items(folder):
     """Every video and image under a folder and the folders it links to, its
@@ -238,35 +235,36 @@ def folder_items(folder):
     for path, reason in left_out:
         yield Item(os.path.relpath(path, folder), reason=reason)
 
-def csv_items(path, root, columns):
-    """A table: in WebVid's, a row's video is ROOT/page_dir/videoid.mp4, and its
-    caption is in the column `name`. columns: of these three; the folder's may
-    be "". A video's name may have its suffix."""
+def csv_rows(path):
     csv.field_size_limit(1 << 24)
     with open(path, "rb") as f:
-        rows, line = csv.reader(as_text(f), strict=True, skipinitialspace=True), 1
+        rows, done = csv.reader(as_text(f), strict=True, skipinitialspace=True), 0
         try:
-            header = [name.strip() for name in next(rows, [])]
-            if missing := set(columns) - {"", *header}:
-                raise ValueError(f"{path}: no column {', '.join(sorted(missing))}"
-                                 "; name them by --columns")
-            line = rows.line_num + 1
             for row in rows:
-                # pandas leaves the name of its index blank
-                cells = dict(zip(header, row)) | {"": ""}
-                video, folder, caption = (cells.get(name, "") for name in columns)
-                file = os.path.join(root, folder, video)
-                kind = ending(video)
-                if kind not in VIDEOS | IMAGES and not (kind and os.path.isfile(file)):
-                    file += ".mp4"
-                name = os.path.relpath(file, root or os.curdir)
-                reason = "outside --root" if name.startswith("../") else ""
-                if row:  # not a blank line
-                    yield Item(name, as_caption(caption), file, reason=reason)
-                line = rows.line_num + 1
+                yield row
+                done = rows.line_num
         except csv.Error as e:
-            raise ValueError(f"{path}: in the row of line {line} a quote is not closed, "
-                             "or not doubled") from e
+            raise ValueError(f"{path}: in the row of line {done + 1} a quote is not "
+                             "closed, or not doubled") from e
+
+def csv_items(path, root, columns):
+    """A table. columns: of a video, with or without its suffix, of its folder
+    under `root`, which may be "", and of its caption. WebVid's videos are
+    ROOT/page_dir/videoid.mp4, their captions in the column `name`."""
+    rows = csv_rows(path)
+    header = [name.strip() for name in next(rows, [])]
+    if missing := set(columns) - {"", *header}:
+        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}"
+                         "; name them by --columns")
+    for row in filter(None, rows):  # no blank lines
+        cells = dict(zip(header, row)) | {"": ""}  # pandas leaves its index without a name
+        video, folder, caption = (cells.get(name, "") for name in columns)
+        file, kind = os.path.join(root, folder, video), ending(video)
+        if kind not in VIDEOS | IMAGES and not (kind and os.path.isfile(file)):
+            file += ".mp4"
+        name = os.path.relpath(file, root or os.curdir)
+        reason = "outside --root" if name.startswith("../") else ""
+        yield Item(name, as_caption(caption), file, reason=reason)
 
 def tar_items(path):
     """The layout of webdataset: files with the same key, their name up to its
