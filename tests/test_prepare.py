@@ -448,7 +448,7 @@ def test_a_quote_that_is_not_closed(prepared, tmp_path):
     for i, line in enumerate((2, 7, 2, 1)):
         wrong = fails(PREPARE, "--source", "csv", "--input", tmp_path / f"{i}.csv",
                       "--out", tmp_path / "x", "--index", "--root", tmp_path)
-        assert f"{i}.csv: in the row of line {line} a quote" in wrong
+        assert f"{i}.csv: the row of line {line}: " in wrong
         assert not (tmp_path / "x").exists()
     write_files(tmp_path, {"good.csv": head + 'b.png,,"a ""12"" record\nspins"\nb,., 5" wide\n'})
     assert prepared("csv", "good.csv", "--root", tmp_path) == (
@@ -498,7 +498,7 @@ def test_tars_of_macos_and_packed_ones(prepared, tmp_path):
     for what in ("packed", "packed/y.tgz", "packed/x.tar.gz"):
         wrong = fails(PREPARE, "--source", "tar", "--input", tmp_path / what,
                       "--out", tmp_path / "x", "--index")
-        assert "unpacked to .tar first" in wrong and not (tmp_path / "x").exists()
+        assert "must be unpacked first" in wrong and not (tmp_path / "x").exists()
 
 
 def test_an_unfinished_tokenizer_is_refused(tiny, tmp_path):

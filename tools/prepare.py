@@ -244,8 +244,8 @@ def csv_rows(path):
                 yield row
                 done = rows.line_num
         except csv.Error as e:
-            raise ValueError(f"{path}: in the row of line {done + 1} a quote is not "
-                             "closed, or not doubled") from e
+            raise ValueError(f"{path}: the row of line {done + 1}: {e}: is a quote not "
+                             "closed, or not doubled?") from e
 
 def csv_items(path, root, columns):
     """A table. columns: of a video, with or without its suffix, of its folder
@@ -312,8 +312,8 @@ def parts(args):
             tars = sorted(glob.glob(os.path.join(glob.escape(args.input), "*")))
             tars = [path for path in tars if ending(path) in PACKED | {"tar"}]
         if all(ending(path) in PACKED for path in tars):
-            raise ValueError(f"{args.input}: no tar file in it, or only packed ones, such "
-                             "as .tar.gz, which must be unpacked to .tar first")
+            raise ValueError(f"{args.input}: no .tar; packed ones, such as .tar.gz, "
+                             "must be unpacked first")
         yield from map(tar_items, tars)
         return
     if args.source == "toy":
