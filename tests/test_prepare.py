@@ -433,6 +433,7 @@ def test_linked_folders_are_read_once(prepared, tmp_path):
     twice = ["linked", "z/self", "away/deep", "away/far/up"]
     assert reasons == {"lost": "a link to nothing",
                        **dict.fromkeys(twice, "a folder that was read already")}
+    write_files(tmp_path, {"in/real/._a.png": b"of macOS"})
     (tmp_path / "link").symlink_to("in/real")
     assert prepared("folder", "link") == (["in/real/a"], {})
 
@@ -505,8 +506,8 @@ def test_an_unfinished_tokenizer_is_refused(tiny, tmp_path):
     """Its tokens would be useless once it is resumed; sampling may look at it."""
     saved = torch.load(tiny / "tokenizer.pt", weights_only=True)
     torch.save(saved | {"step": 5}, tmp_path / "tokenizer.pt")
-    for args in ([PREPARE, "--ckpt", tmp_path, "--out", tmp_path / "x"],
-                 ["train.py", "--stage", 1, "--out", tmp_path]):
+    for args in ([PREPARE, "--clips", 1, "--ckpt", tmp_path, "--out", tmp_path / "x"],
+                 ["train.py", "--stage", 1, "--steps", 1, "--batch-size", 1, "--out", tmp_path]):
         assert "tokenizer.pt is at step 5 of 12: --resume it first" in fails(*args)
     assert not (tmp_path / "x").exists()
     load_tokenizer(tmp_path)
