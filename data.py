@@ -40,8 +40,7 @@ def to_uint8(video):
 
 class TextTokenizer:
     """Captions -> ids. kind: "bytes"; "storybook" for bytes and the storybook's words;
-    "gpt2" for the first 32000 ranks of its table (our choice: the paper gives only
-    their number)."""
+    "gpt2" for 32000 ranks of its table (the number is the paper's, the table our choice)."""
 
     def __init__(self, kind="bytes"):
         ranks = {bytes([i]): i for i in range(256)}
@@ -128,8 +127,10 @@ class Clips(torch.utils.data.Dataset):
         """Frames of a file, from a random start: uint8 (frames, size, size, 3)."""
         for _ in range(100):  # broken files are passed over
             shards, i = self.choose(rng, source, latent_frames(frames))
+            clip = shards[i]
+            if "file" not in clip:
+                raise ValueError(f"{source} holds tokens of the toy, no files: use --videos toy")
             try:
-                clip = shards[i]
                 start = rng.integers(max(1, clip["frames"] - frames + 1)) / FPS
                 return read_media(clip, frames, FPS, self.resolution, start)
             except Exception as e:  # Pillow raises nearly anything

@@ -313,12 +313,13 @@ class TokenizerLoss(nn.Module):
 
 SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 
-def load_tokenizer(folder=None, device="cpu"):
+def load_tokenizer(folder=None, device="cpu", finished=False):
     """The VideoTokenizer of a folder (None: the shipped one), and a hash of
-    its weights. They are rounded to bfloat16, as the shipped ones are."""
+    its weights, rounded to bfloat16 as the shipped ones are. finished: refuse
+    one whose training has steps to go."""
     machine.check_device(device)
     path = Path(folder or SHIPPED, "tokenizer.pt")
-    checkpoint = machine.read_checkpoint(path, "tokenizer")
+    checkpoint = machine.read_checkpoint(path, "tokenizer", finished)
     weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}
     tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
     tokenizer.load_state_dict(weights)

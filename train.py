@@ -271,7 +271,7 @@ def validate(training, objective, validation, frames):
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
     shipped = args.preset == "toy" and not (args.out / "tokenizer.pt").exists()
-    tokenizer, digest = load_tokenizer(None if shipped else args.out, device)
+    tokenizer, digest = load_tokenizer(None if shipped else args.out, device, finished=True)
     folders = {folder for source in (args.images, args.videos) if source != "toy"
                for folder in source.split(",")}
     for other in (saved, *map(read_meta, folders)):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import ONE_THREAD, ROOT, command, fails, run
+from conftest import ONE_THREAD, ROOT, TINY, command, fails, run
 from data import FPS, to_float, toy_clip
 from tokenizer import load_tokenizer
 from tools.films import read_clip
@@ -310,3 +310,212 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, monkeypatch):
     assert len(clips_in(out, 17)) == 3
     run(*args)
     assert len(clips_in(out, 17)) == 6
+
+
+PICTURE = io.BytesIO()
+Image.new("RGB", (64, 64), (200, 30, 30)).save(PICTURE, "png")
+PICTURE = PICTURE.getvalue()
+
+
+def write_files(folder, contents):
+    """contents: {name: bytes, text or, for a tar, another such dict}"""
+    for name, content in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict):
+            with tarfile.open(path, "w") as tar:
+                for member, data in content.items():
+                    info = tarfile.TarInfo(member)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@pytest.fixture
+def prepared(tiny, tmp_path):
+    """prepared(source, input, *flags) -> the captions of the clips in order, and
+    {file: reason} of what was skipped."""
+    def prepared(source, what, *flags):
+        out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+        run(PREPARE, "--source", source, "--input", tmp_path / what, "--ckpt", tiny,
+            "--workers", 0, "--out", out, *flags)
+        return ([caption for _, caption in clips_in(out, 1)],
+                {s["file"]: s["reason"] for s in skipped(out)})
+    return prepared
+
+
+TEXTS = {"utf-8-sig": "", "utf-16": "", "utf-16-be": "\ufeff", "utf-16-le": ""}  # a mark, or none
+
+
+def test_text_as_editors_save_it(prepared, tmp_path):
+    """With a byte order mark or in UTF-16, wherever captions come from."""
+    for i, (encoding, mark) in enumerate(TEXTS.items()):
+        def saved(text):
+            return (mark + text).encode(encoding)
+
+        write_files(tmp_path, {
+            f"beside/{i}.png": PICTURE, f"beside/{i}.txt": saved("a café\r\n"),
+            f"beside/blank{i}.png": PICTURE, f"beside/blank{i}.txt": saved("\r\n"),
+            f"table{i}/a.png": PICTURE,
+            f"table{i}/captions.jsonl": saved('{"file": "a.png", "caption": "a café"}\r\n'),
+            f"{i}.csv": saved('videoid,page_dir,name\r\n0.png,beside,"a café, lit"\r\n'),
+            f"tars/{i}.tar": {"a.png": PICTURE, "a.txt": saved("a café"),
+                              "b.png": PICTURE, "b.json": saved('{"caption": "a café"}')}})
+        assert prepared("folder", f"table{i}") == (["a café"], {})
+        assert prepared("csv", f"{i}.csv", "--root", tmp_path) == (["a café, lit"], {})
+    captions, reasons = prepared("folder", "beside")
+    assert captions == 4 * ["a café"]
+    assert reasons == {f"blank{i}.png": "no caption" for i in range(4)}
+    assert prepared("tar", "tars") == (8 * ["a café"], {})
+
+
+def test_what_is_no_text_is_no_caption(prepared, tmp_path):
+    nothing = ["NaN", "null", "7", '["a", "list"]', '{"a": 1}', "true", '"nan"', '" "']
+    names = [f"{i}.png" for i in range(len(nothing))]
+    no_caption = dict.fromkeys(names, "no caption")
+    lines = [f'{{"file": "{name}", "caption": {x}}}' for name, x in zip(names, nothing)]
+    lines += ["", '{"file": "good.png", "caption": "Nanny and naan"}', "", " "]
+    members = {name: PICTURE for name in [*names, "good.png"]}
+    write_files(tmp_path, {f"table/{name}": x for name, x in members.items()} | {
+        "table/captions.jsonl": "\n".join(lines),
+        "in.csv": "videoid,page_dir,name\n0,table,NaN\n1,table,nan\n2,table\ngood,table,7\n\n"
+                  .replace(",table", ".png,table"),
+        "in.tar": dict(x for i, json in enumerate([*nothing, '"Nanny and naan"']) for x in (
+            (f"{i}.png", PICTURE), (f"{i}.txt", b"nan"),
+            (f"{i}.json", f'{{"caption": {json}}}'.encode())))})
+    assert prepared("folder", "table") == (["Nanny and naan"], no_caption)
+    assert prepared("tar", "in.tar") == (
+        ["Nanny and naan"], {f"in.tar/{name}": "no caption" for name in names})
+    assert prepared("csv", "in.csv", "--root", tmp_path) == (
+        ["7"], {f"table/{i}.png": "no caption" for i in range(3)})
+    (tmp_path / "table" / "captions.jsonl").write_text("\n".join(lines[:3]) + '\n{"file": "a"}')
+    wrong = fails(PREPARE, "--source", "folder", "--input", tmp_path / "table",
+                  "--out", tmp_path / "x")
+    assert "captions.jsonl: line 4 must be" in wrong
+
+
+def test_half_a_surrogate_pair(prepared, tiny, tmp_path, monkeypatch):
+    """It becomes U+FFFD; whole pairs are letters. The sheet is drawn whatever the
+    captions are, in shards of before and on terminals without these letters, too."""
+    said = {"a": r"a cat \ud83d runs", "b": r"\ude00 b", "c": r"c \ud83d\ude00", "d": r"d \ud83d"}
+    whole = ["a cat \ufffd runs", "\ufffd b", "c \U0001f600", "d \ufffd"]
+    write_files(tmp_path, {
+        "in.tar": dict(x for key, text in said.items() for x in (
+            (f"{key}.png", PICTURE), (f"{key}.json", f'{{"caption": "{text}"}}'.encode()))),
+        **{f"table/{key}.png": PICTURE for key in said},
+        "table/captions.jsonl": "\n".join(
+            f'{{"file": "{key}.png", "caption": "{text}"}}' for key, text in said.items())})
+    assert prepared("folder", "table") == (whole, {})
+    assert prepared("tar", "in.tar") == (whole, {})
+    lines = tmp_path / "out1" / "000000.t1.jsonl"
+    assert r"\ufffd runs" in lines.read_text()
+    lines.write_text(lines.read_text().replace(r"\ufffd", r"\ud83d"))
+    inspect = [PREPARE, "--inspect", tmp_path / "out1", "--ckpt", tiny]
+    assert "a cat ? runs" in run(*inspect).stdout
+    (tmp_path / "out1" / "contact.png").unlink()
+    monkeypatch.setitem(ONE_THREAD, "PYTHONIOENCODING", "ascii")
+    assert "c ?" in run(*inspect, ranks=0).stdout
+    assert (tmp_path / "out1" / "contact.png").exists()
+
+
+def test_linked_folders_are_read_once(prepared, tmp_path):
+    """Real folders first; links to them, circles and links to nothing are named."""
+    write_files(tmp_path, {f"{name}.{kind}": x for name in (
+        "in/real/a", "in/z/b", "away/c", "away/deep/d", "far/e")
+        for kind, x in (("png", PICTURE), ("txt", name))})
+    for link, target in {"in/linked": "real", "in/away": "../away", "away/far": "../far",
+                         "far/up": "../in", "in/z/self": ".", "in/lost": "../nothing",
+                         "in/again": "../away/deep"}.items():
+        (tmp_path / link).symlink_to(target)
+    captions, reasons = prepared("folder", "in")
+    assert captions == ["in/real/a", "in/z/b", "away/deep/d", "away/c", "far/e"]
+    twice = ["linked", "z/self", "away/deep", "away/far/up"]
+    assert reasons == {"lost": "a link to nothing",
+                       **dict.fromkeys(twice, "a folder that was read already")}
+    write_files(tmp_path, {"in/real/._a.png": b"of macOS"})
+    (tmp_path / "link").symlink_to("in/real")
+    assert prepared("folder", "link") == (["in/real/a"], {})
+
+
+def test_a_quote_that_is_not_closed(prepared, tmp_path):
+    """It would swallow rows: an error that names its line, and nothing is written."""
+    head = "videoid,page_dir,name\n"
+    write_files(tmp_path, {"b.png": PICTURE} | {f"{i}.csv": x for i, x in enumerate((
+        head + 'a.png,,"a 12 inch record\nb.png,,a blue car\nc.png,,a red car\n',
+        head + '\n\na.png,,"two\nlines"\n\nb.png,,"a 12" record, spinning"\n',
+        head + 'a.png,,"a 12 inch record\n' + 1_500_000 * "b.png,,a car\n",
+        'videoid,page_dir,"name\na.png,,a\n'))})
+    for i, line in enumerate((2, 7, 2, 1)):
+        wrong = fails(PREPARE, "--source", "csv", "--input", tmp_path / f"{i}.csv",
+                      "--out", tmp_path / "x", "--index", "--root", tmp_path)
+        assert f"{i}.csv: the row of line {line}: " in wrong
+        assert not (tmp_path / "x").exists()
+    write_files(tmp_path, {"good.csv": head + 'b.png,,"a ""12"" record\nspins"\nb,., 5" wide\n'})
+    assert prepared("csv", "good.csv", "--root", tmp_path) == (
+        ['a "12" record spins'], {"b.mp4": "No such file or directory"})
+
+
+def test_tables_as_people_have_them(prepared, tiny, tmp_path, corpus):
+    """Names with or without a suffix, no folder, an index that pandas left, absolute paths."""
+    film = (corpus[0] / "one.mp4").read_bytes()
+    names = ["a.mp4", "b.MP4", "c.avi", "d.mov", "e.m4v", "f.mpg", "g.01.mp4", "deep/h.mp4"]
+    write_files(tmp_path, {f"films/{name}": film for name in names})
+    rows = [*names[:6], "g.01", "deep/h", "./a", tmp_path / "films" / "a.mp4"]
+    table = "".join(f'{i},{name}, "film {i}, moving"\n' for i, name in enumerate(rows))
+    write_files(tmp_path, {"in.csv": "\ufeff,file, caption\n" + table, "bad.csv": (
+        f"file,caption\nno.mp4,x\nno,x\n../in.csv,x\n{tmp_path}/in.csv,x\n..a,x\n")})
+    flags = ["--root", tmp_path / "films", "--columns", "file,, caption"]
+    captions, reasons = prepared("csv", "in.csv", *flags)
+    assert captions == [f"film {i}, moving" for i in range(len(rows))] and not reasons
+    with pytest.raises(SystemExit, match="no clip"):
+        prepared("csv", "bad.csv", *flags)
+    missing, outside = "No such file or directory", "outside --root"
+    assert [(s["file"], s["reason"]) for s in skipped(tmp_path / "out1")] == [
+        ("no.mp4", missing), ("no.mp4", missing), ("../in.csv", outside),
+        ("../in.csv", outside), ("..a.mp4", missing)]
+    again = [PREPARE, "--source", "csv", "--ckpt", tiny, "--input", tmp_path / "in.csv",
+             "--out", tmp_path / "out0"]
+    assert "choose another --out" in fails(*again, *flags[:2], "--columns", "file,,file")
+    assert "choose another --out" in fails(*again, *flags[2:], "--root", tmp_path)
+    assert "three columns" in fails(*again, "--columns", "file,caption")
+    assert "no column nome" in fails(*again[:-1], tmp_path / "x", "--columns", "file,,nome")
+
+
+def test_tars_of_macos_and_packed_ones(prepared, tmp_path):
+    """Hidden members are no samples and part no others; what is packed is named."""
+    hidden = {"./._a.png": b"mac", "./.DS_Store": b""}
+    sample = {"./a.png": PICTURE, "./._a.txt": b"mac", "./a.txt": b"one",
+              "__MACOSX/._b.png": b"mac", "b.png": PICTURE, "b.cls": b"3", "b.txt": b"two"}
+    write_files(tmp_path, {"in/mac.tar": hidden | sample, "in/._mac.tar": b"mac"})
+    assert prepared("tar", "in") == (["one", "two"], {})
+    (tmp_path / "packed").mkdir()
+    for name in ("x.tar.gz", "y.tgz"):
+        with tarfile.open(tmp_path / "packed" / name, "w:gz") as tar:
+            tar.add(tmp_path / "in" / "mac.tar")
+        shutil.copy(tmp_path / "packed" / name, tmp_path / "in")
+    captions, reasons = prepared("tar", "in")
+    assert captions == ["one", "two"] and reasons.keys() == {"x.tar.gz", "y.tgz"}
+    for what in ("packed", "packed/y.tgz", "packed/x.tar.gz"):
+        wrong = fails(PREPARE, "--source", "tar", "--input", tmp_path / what,
+                      "--out", tmp_path / "x", "--index")
+        assert "must be unpacked first" in wrong and not (tmp_path / "x").exists()
+
+
+def test_an_unfinished_tokenizer_is_refused(tiny, tmp_path):
+    """Its tokens would be useless once it is resumed; sampling may look at it."""
+    saved = torch.load(tiny / "tokenizer.pt", weights_only=True)
+    torch.save(saved | {"step": 5}, tmp_path / "tokenizer.pt")
+    for args in ([PREPARE, "--clips", 1, "--ckpt", tmp_path, "--out", tmp_path / "x"],
+                 ["train.py", "--stage", 1, "--steps", 1, "--batch-size", 1, "--out", tmp_path]):
+        assert "tokenizer.pt is at step 5 of 12: --resume it first" in fails(*args)
+    assert not (tmp_path / "x").exists()
+    load_tokenizer(tmp_path)
+
+
+def test_stage_0_needs_files(tiny, tmp_path):
+    """Shards of the toy have none."""
+    run(PREPARE, "--clips", 2, "--ckpt", tiny, "--out", tmp_path / "toy")
+    assert fails("train.py", "--stage", 0, "--videos", tmp_path / "toy", "--steps", 2,
+                 "--batch-size", 2, "--out", tmp_path / "run", *TINY) == (
+        f"train.py: {tmp_path / 'toy'} holds tokens of the toy, no files: use --videos toy")

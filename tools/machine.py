@@ -222,10 +222,7 @@ def starting_point(args, names, device):
         source, kind = path, names[args.stage]
     elif source == before and not before.exists():
         raise ValueError(f"no {before}: train stage {args.stage - 1} first")
-    saved = None if source == "none" else read_checkpoint(source, kind)
-    if source == before and saved["step"] < saved["args"]["steps"]:
-        raise ValueError(f"{before} is at step {saved['step']} of "
-                         f"{saved['args']['steps']}: --resume it first")
+    saved = None if source == "none" else read_checkpoint(source, kind, source == before)
     if args.dtype == "auto":
         args.dtype = saved["args"]["dtype"] if resumed else fast_dtype(device.type)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -334,9 +331,10 @@ def save(args, kind, step, training, optimizer):
         write_checkpoint(checkpoint, args.out / f"{kind}.pt")
 
 
-def read_checkpoint(path, kind):
+def read_checkpoint(path, kind, finished=False):
     """A dict that train.py saved. kind: "tokenizer", "stage1" ..., "stage"
-    for any stage. Raises ValueError for another kind or a damaged file."""
+    for any stage. Raises ValueError for another kind, a damaged file or, if
+    `finished`, one of a training that has steps to go."""
     try:
         checkpoint = torch.load(path, "cpu", mmap=True, weights_only=True)
         found = checkpoint["kind"]
@@ -346,6 +344,8 @@ def read_checkpoint(path, kind):
         raise ValueError(f"{path} is no checkpoint or is cut short") from e
     if not found.startswith(kind):
         raise ValueError(f"{path} holds {found}, not {kind}")
+    if finished and checkpoint["step"] < (steps := checkpoint["args"]["steps"]):
+        raise ValueError(f"{path} is at step {checkpoint['step']} of {steps}: --resume it first")
     for name in ("cfg_scale", "temperature", "tokenizer"):  # of older decoders
         checkpoint.get("config", {}).pop(name, None)
     return checkpoint

@@ -12,10 +12,10 @@
           -> tokens uint16 (N, t, h, w), t = 17, 5 or 1
 
 Each clip is encoded once, at its full length, and serves stages 1 to 3. The
-place of its file is written, too, which is all that stage 0 needs (see
-data.py): with --index nothing is encoded. The files are divided into parts, and a part is written
-whole or not at all, so after a kill the same command continues. Files that
-cannot be used are listed in skipped.jsonl. docs/data.md has the format.
+place of its file is written, too, which is all that stage 0 needs (see data.py):
+with --index nothing is encoded. A part of the files is written whole or not at
+all, so after a kill the same command continues. Files that cannot be used are
+listed in skipped.jsonl. docs/data.md has the format.
 
 This file knows nothing about the language model.
 """
@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import csv
 import ctypes
+import glob
 import io
 import itertools
 import json
@@ -57,6 +58,7 @@ from tools.machine import autocast, fast_dtype  # noqa: E402
 from tools.shards import read_meta, shards_of  # noqa: E402
 
 LENGTHS = (65, 17, 1)  # frames of the clips of stages 3, 2 and 1 (Sec. 3.2)
+PACKED = {"gz", "tgz", "bz2", "xz", "zst"}  # tars in which no place can be read by itself
 # of torchrun, or set by hand for jobs that share the work
 RANK, RANKS = (int(os.environ.get(name, default)) for name, default in
                (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -71,7 +73,7 @@ class Skipped(ValueError):
 class Item:
     """A captioned video or image: a file, or a part of one."""
     name: str
-    caption: str | None = ""  # None: see NAME.txt beside the file
+    caption: str | None = ""  # by `as_caption`; None: see NAME.txt beside the file
     file: str = ""
     place: dict | None = None  # its "offset" and "size" in a tar
     reason: str = ""  # why it cannot be used, if that is known already
@@ -88,7 +90,6 @@ class Item:
         try:
             if self.caption is None:
                 self.caption = caption_beside(self.file)
-            self.caption = " ".join(self.caption[:4096].split())
             if self.reason or count and not self.caption:
                 raise Skipped(self.reason or "no caption")
             if not (self.place["size"] if self.place else os.path.getsize(self.file)):
@@ -164,70 +165,127 @@ class ToyItem:
 # ---------------------------------------------------------------------------
 # sources: what --input holds, as Items in a fixed order
 
-def folder_items(folder):
-    """Every video and image under a folder, its caption from NAME.txt, or
-    from captions.jsonl at the top: {"file": ..., "caption": ...} per line."""
-    if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is no folder")
-    table, unreadable = {}, []
-    if os.path.exists(path := os.path.join(folder, "captions.jsonl")):
-        with open(path, errors="replace") as f:
-            try:
-                for row in map(json.loads, f):
-                    table[row["file"]] = str(row["caption"] or "")
-            except (ValueError, KeyError, TypeError) as e:
-                raise ValueError(f'{path}: each line must be {{"file": ..., '
-                                 '"caption": ...}') from e
-    for where, folders, names in os.walk(folder, onerror=unreadable.append):
-        folders.sort()
-        for file in sorted(names):
-            if ending(file) in VIDEOS | IMAGES:
-                path = os.path.join(where, file)
-                name = os.path.relpath(path, folder)
-                yield Item(name, table.get(name) or None, path)
-    for e in unreadable:
-        yield Item(os.path.relpath(e.filename, folder), reason=e.strerror)
+def as_text(file):
+    """A binary file, also one in a tar, as text: UTF-8, or UTF-16 and the like
+    by its first bytes; a byte order mark is no part of the text."""
+    encoding = json.detect_encoding(file.peek(4)[:4])
+    return io.TextIOWrapper(file, encoding, errors="replace", newline="")
+
+def as_caption(found):
+    """-> one line of at most 4096 characters. A NaN, as tables have it for
+    nothing, and whatever else is no text are no caption: ""."""
+    if not isinstance(found, str):
+        return ""
+    line = " ".join(found[:4096].split())
+    # half a surrogate pair, which JSON can hold, becomes U+FFFD
+    line = line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return "" if line.lower() == "nan" else line
 
 def caption_beside(path):
     text = os.path.splitext(path)[0] + ".txt"
     if os.path.isfile(text):
-        with contextlib.suppress(OSError), open(text, errors="replace") as f:
-            return f.read(4096)
+        with contextlib.suppress(OSError), open(text, "rb") as f:
+            return as_caption(as_text(f).read(4096))
     return ""
 
-def csv_items(path, root, columns):
-    """WebVid's table: a row's video is ROOT/page_dir/videoid.mp4, and its
-    caption is in the column `name`."""
+def caption_in(tar, sample):
+    texts = {kind: as_text(tar.extractfile(sample[kind])).read(1 << 20)
+             for kind in ("txt", "json") if kind in sample}
+    caption = as_caption(texts.get("txt"))
+    # what is no json, or no object, or nested absurdly, is no caption
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        caption = caption or as_caption(json.loads(texts.get("json", "")).get("caption"))
+    return caption
+
+def folder_items(folder):
+    """Every video and image under a folder and the folders it links to, its
+    caption from NAME.txt, or from captions.jsonl at the top: {"file": ...,
+    "caption": ...} per line."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} is no folder")
+    table, left_out = {}, []
+    if os.path.exists(path := os.path.join(folder, "captions.jsonl")):
+        with open(path, "rb") as f:
+            try:
+                for n, line in enumerate(as_text(f), 1):
+                    if line.strip():
+                        row = json.loads(line)
+                        table[row["file"]] = as_caption(row["caption"])
+            except (ValueError, KeyError, TypeError) as e:
+                raise ValueError(f'{path}: line {n} must be {{"file": ..., '
+                                 '"caption": ...}') from e
+    tops, seen = [folder], set()
+    for top in tops:  # links are added at the end: real folders come first
+        for where, folders, names in os.walk(
+                top, onerror=lambda e: left_out.append((e.filename, e.strerror))):
+            if (real := os.path.realpath(where)) in seen:
+                left_out.append((where, "a folder that was read already"))
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            tops += filter(os.path.islink, (os.path.join(where, name) for name in folders))
+            for file in sorted(names):
+                path = os.path.join(where, file)
+                if ending(file) in VIDEOS | IMAGES and not file.startswith("."):
+                    name = os.path.relpath(path, folder)
+                    yield Item(name, table.get(name) or None, path)
+                elif not ending(file) and not os.path.exists(path):
+                    left_out.append((path, "a link to nothing"))
+    for path, reason in left_out:
+        yield Item(os.path.relpath(path, folder), reason=reason)
+
+def csv_rows(path):
     csv.field_size_limit(1 << 24)
-    with open(path, newline="", errors="replace") as f:
-        rows = csv.DictReader(f)
-        if missing := set(columns) - set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: no column {', '.join(sorted(missing))}"
-                             "; name them by --columns")
-        for row in rows:
-            video, folder, caption = (row[c] or "" for c in columns)
-            name = os.path.normpath(os.path.join(folder, video + ".mp4"))
-            reason = "outside --root" if name.startswith(("..", "/")) else ""
-            yield Item(name, caption, os.path.join(root, name), reason=reason)
+    with open(path, "rb") as f:
+        rows, done = csv.reader(as_text(f), strict=True, skipinitialspace=True), 0
+        try:
+            for row in rows:
+                yield row
+                done = rows.line_num
+        except csv.Error as e:
+            raise ValueError(f"{path}: the row of line {done + 1}: {e}: is a quote not "
+                             "closed, or not doubled?") from e
+
+def csv_items(path, root, columns):
+    """A table. columns: of a video, with or without its suffix, of its folder
+    under `root`, which may be "", and of its caption. WebVid's videos are
+    ROOT/page_dir/videoid.mp4, their captions in the column `name`."""
+    rows = csv_rows(path)
+    header = [name.strip() for name in next(rows, [])]
+    if missing := set(columns) - {"", *header}:
+        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}"
+                         "; name them by --columns")
+    for row in filter(None, rows):  # no blank lines
+        cells = dict(zip(header, row)) | {"": ""}  # pandas leaves its index without a name
+        video, folder, caption = (cells.get(name, "") for name in columns)
+        file, kind = os.path.join(root, folder, video), ending(video)
+        if kind not in VIDEOS | IMAGES and not (kind and os.path.isfile(file)):
+            file += ".mp4"
+        name = os.path.relpath(file, root or os.curdir)
+        reason = "outside --root" if name.startswith("../") else ""
+        yield Item(name, as_caption(caption), file, reason=reason)
 
 def tar_items(path):
     """The layout of webdataset: files with the same key, their name up to its
     first dot, are a video or image and its .txt, or its .json with a
-    "caption". Nothing is unpacked to disk, and links are left out."""
+    "caption". Nothing is unpacked to disk. Links and hidden files, such as
+    those of macOS, are left out."""
     tar, seen = os.path.basename(path), set()
 
-    def key_and_ending(member):
-        if member.size < 0:  # tarfile would go back, for ever
-            raise tarfile.TarError("damaged or cut")
-        folder, name = os.path.split(member.name)
-        key, _, kind = name.partition(".")
-        return os.path.join(folder, key), kind.lower()
+    def files(members):
+        for member in members:
+            if member.size < 0:  # tarfile would go back, for ever
+                raise tarfile.TarError("damaged or cut")
+            folder, name = os.path.split(member.name)
+            key, _, kind = name.partition(".")
+            if member.isfile() and key:
+                yield os.path.join(folder, key), kind.lower(), member
 
     try:
         with tarfile.open(path, "r:") as file:
-            files = filter(tarfile.TarInfo.isfile, file)
-            for key, members in itertools.groupby(files, lambda m: key_and_ending(m)[0]):
-                sample = {key_and_ending(m)[1]: m for m in members}
+            for key, members in itertools.groupby(files(file), lambda x: x[0]):
+                sample = {kind: member for _, kind, member in members}
                 media = [e for kinds in (VIDEOS, IMAGES) for e in sample if e in kinds]
                 if not media or key in seen:
                     reason = "no video or image" if not media else "duplicate key"
@@ -246,24 +304,16 @@ def tar_items(path):
         reason = getattr(e, "strerror", None) or e
         yield Item(tar, reason=f"broken tar ({reason})")
 
-def caption_in(tar, sample):
-    texts = {e: tar.extractfile(sample[e]).read(1 << 20).decode(errors="replace")
-             for e in ("txt", "json") if e in sample}
-    caption = texts.get("txt", "")
-    if not caption.strip():
-        # what is no json, or no object, or nested absurdly, is no caption
-        with contextlib.suppress(ValueError, AttributeError, RecursionError):
-            caption = json.loads(texts.get("json", "")).get("caption")
-    return str(caption or "")
-
 def parts(args):
     """All Items in parts: of --part Items, or a tar each."""
     if args.source == "tar":
         tars = [args.input]
         if os.path.isdir(args.input):
-            tars = [os.path.join(args.input, name)
-                    for name in sorted(os.listdir(args.input))
-                    if ending(name) == "tar"]
+            tars = sorted(glob.glob(os.path.join(glob.escape(args.input), "*")))
+            tars = [path for path in tars if ending(path) in PACKED | {"tar"}]
+        if all(ending(path) in PACKED for path in tars):
+            raise ValueError(f"{args.input}: no .tar; packed ones, such as .tar.gz, "
+                             "must be unpacked first")
         yield from map(tar_items, tars)
         return
     if args.source == "toy":
@@ -271,7 +321,7 @@ def parts(args):
     elif args.source == "folder":
         items = folder_items(args.input)
     else:
-        items = csv_items(args.input, args.root, args.columns.split(","))
+        items = csv_items(args.input, args.root, args.columns)
     while part := list(itertools.islice(items, args.part)):
         yield part
 
@@ -403,13 +453,14 @@ def inspect(folder, ckpt, device):
     every = [(some, i) for some in shards for i in range(len(some))]
     if not every:
         return
-    triples = []
+    triples, encoding = [], sys.stdout.encoding or "utf-8"  # which may lack some letters
     for at in np.linspace(0, len(every) - 1, 16).astype(int):
         some, i = every[at]
         tokens = torch.as_tensor(some.tokens(i), device=device)
         video = to_uint8(tokenizer.decode(tokens[None]))[0]
         triples.append(np.hstack(video[[0, len(video) // 2, -1]]))
-        print("   ", some[i]["caption"][:100])
+        caption = some[i]["caption"][:100].encode(encoding, "replace")
+        print("   ", caption.decode(encoding))
     rows = [np.hstack(triples[i:i + 4]) for i in range(0, 16, 4)]
     path = os.path.join(folder, "contact.png")
     Image.fromarray(np.vstack(rows)).save(path)
@@ -443,7 +494,7 @@ def parse():
     add("--input", help="the folder, csv file, tar file or folder of tars")
     add("--root", default="", help="csv: the folder of the videos")
     add("--columns", default="videoid,page_dir,name",
-        help="csv: those of video, its folder, its caption")
+        help="csv: those of video, its folder (may be blank), its caption")
     add("--clips", type=int, default=8192, help="toy: how many")
     add("--clips-per-video", type=int, default=1, help="at most")
     add("--ckpt", help="folder of tokenizer.pt (default: the shipped toy's)")
@@ -463,8 +514,9 @@ def parse():
         raise ValueError("sizes must be at least 1, --workers and --seed 0")
     if not 0 <= RANK < RANKS:
         raise ValueError(f"RANK is {RANK}, not below WORLD_SIZE {RANKS}")
-    if args.columns.count(",") != 2:
-        raise ValueError("--columns must name three columns")
+    args.columns = [name.strip() for name in args.columns.split(",")]
+    if len(args.columns) != 3 or not args.columns[0]:
+        raise ValueError("--columns must name three columns; that of the folder may be blank: a,,c")
     if not args.inspect and not args.out:
         raise ValueError("--out is needed")
     if args.source != "toy" and not args.input and not args.inspect:
@@ -489,17 +541,16 @@ def main():
         libc.mallopt(-1, 2 ** 31 - 1)
     meta = {"fps": FPS, "part": args.part, "dtype": fast_dtype(device.type),
             "from": [args.source, args.input, args.clips_per_video, args.seed,
-                     args.clips]}
+                     args.clips, *([args.root, *args.columns] if args.source == "csv" else [])]}
     size = None
     if not args.index:
-        tokenizer, digest = load_tokenizer(args.ckpt, device)
+        tokenizer, digest = load_tokenizer(args.ckpt, device, finished=True)
         config, size = tokenizer.config, tokenizer.config.resolution
         if args.source == "toy" and size != SIZE:
             raise ValueError(f"the toy world is {SIZE} pixels wide, this "
                              f"tokenizer's clips are {size}")
         meta |= {"codebook_size": config.codebook_size, "frames": config.frames,
                  "resolution": size, "tokenizer_hash": digest}
-    meta = start(args.out, meta)
 
     @torch.no_grad()
     def encode(clips):
@@ -515,10 +566,12 @@ def main():
                 yield from ((path, item) for item in items)
                 yield path, None
 
+    work = todo()
+    first = list(itertools.islice(work, 1))  # a bad --input fails before --out is touched
+    meta = start(args.out, meta)
     # collate_fn: as tensors, clips would come through shared memory, of
     # which containers have little
-    reader, work = Reader(size, 0 if args.index else args.clips_per_video), todo()
-    first = list(itertools.islice(work, 1))  # a bad --input fails before workers start
+    reader = Reader(size, 0 if args.index else args.clips_per_video)
     loader = DataLoader(reader, batch_size=None, sampler=itertools.chain(first, work),
                         num_workers=args.workers, collate_fn=tuple)
     part, bar = Part(encode, args.batch_size), tqdm(unit="item", disable=RANK > 0)
@@ -548,7 +601,7 @@ if __name__ == "__main__":
     except ModuleNotFoundError as e:
         sys.exit(f"prepare.py: pip install {e.name}")
     # the last two: memory ran out, a worker was killed, no such device
-    except (ValueError, OSError, csv.Error, RuntimeError, AssertionError) as e:
+    except (ValueError, OSError, RuntimeError, AssertionError) as e:
         sys.exit("prepare.py: " + str(e).partition("\n")[0])
     except KeyboardInterrupt:
         sys.exit(130)
