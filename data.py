@@ -8,15 +8,13 @@
 
 Below them stands the storybook, the toy world. This file uses no neural network.
 """
-import functools
 import zlib
 
 import numpy as np
 import tiktoken
 import torch
 
-from tools.films import read_media
-from tools.shards import shards_of
+from tools.shards import draw_pixels, draw_tokens
 
 FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
@@ -84,6 +82,7 @@ class Clips(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         step, i, frames = key
+        t = latent_frames(frames)
         rng = np.random.default_rng([self.seed, self.stage, step, i, self.validation])
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
@@ -97,45 +96,15 @@ class Clips(torch.utils.data.Dataset):
             else:
                 clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
-            clip, caption = self.pixels(rng, source, frames), ""
+            clip, caption = draw_pixels(rng, source, frames, t, FPS, self.resolution,
+                                        self.validation), ""
         else:
-            t = latent_frames(frames)
-            shards, i = self.choose(rng, source, t)
-            clip, caption = shards.tokens(i)[:t], shards[i]["caption"]
+            clip, caption = draw_tokens(rng, source, t, self.validation)
             if returns:
-                other, j = self.choose(rng, source, t)
+                other, _ = draw_tokens(rng, source, t)
                 first, end = wrong = wrong_latents(rng, t)
-                clip[first:end] = other.tokens(j)[first:end]
+                clip[first:end] = other[first:end]
         return clip, "" if drop else caption, wrong
-
-    @functools.cache
-    def folders(self, source, t):
-        return [shards for folder in source.split(",") for shards in shards_of(folder, t)]
-
-    def choose(self, rng, source, t):
-        """Draw a clip of at least t latent frames -> its Shards, its number."""
-        every = self.folders(source, t)
-        if not every:
-            raise ValueError(f"{source} has no clips that long")
-        counts = np.array([len(shards) for shards in every])
-        shards = every[rng.choice(len(every), p=counts / counts.sum())]
-        n, kept = len(shards), max(1, len(shards) // 64)
-        first, end = (n - kept, n) if self.validation else (0, max(1, n - kept))
-        return shards, rng.integers(first, end)
-
-    def pixels(self, rng, source, frames):
-        """Frames of a file, from a random start: uint8 (frames, size, size, 3)."""
-        for _ in range(100):  # broken files are passed over
-            shards, i = self.choose(rng, source, latent_frames(frames))
-            clip = shards[i]
-            if "file" not in clip:
-                raise ValueError(f"{source} holds tokens of the toy, no files: use --videos toy")
-            try:
-                start = rng.integers(max(1, clip["frames"] - frames + 1)) / FPS
-                return read_media(clip, frames, FPS, self.resolution, start)
-            except Exception as e:  # Pillow raises nearly anything
-                reason = f"{type(e).__name__}: {e}"
-        raise ValueError(f"{source}: 100 files cannot be read, the last for {reason}")
 
 # ---- the storybook, the toy world: the camera follows a traveller ----
 

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 
 LEAVES = "tools/films", "tools/machine", "tools/shards"
-BELOW = {**dict.fromkeys(LEAVES, set()),
-         "data": {"tools.films", "tools.shards"}, "tokenizer": {"tools.machine"}, "model": set(),
+BELOW = {**dict.fromkeys(LEAVES, set()), "tools/shards": {"tools.films"},
+         "data": {"tools.shards"}, "tokenizer": {"tools.machine"}, "model": set(),
          "sample": {"data", "tokenizer", "model", "tools.films", "tools.machine"},
          "train": {"data", "tokenizer", "model", "tools.machine", "tools.shards"}}
 OURS = {"data", "tokenizer", "model", "sample", "train", "tools", "experiments"} | {

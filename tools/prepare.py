@@ -54,7 +54,7 @@ from data import (  # noqa: E402
 )
 from tokenizer import load_tokenizer  # noqa: E402
 from tools.films import IMAGES, VIDEOS, ending, open_media, read_frames, read_image  # noqa: E402
-from tools.machine import autocast, fast_dtype  # noqa: E402
+from tools.machine import autocast, check_device, check_seed, fast_dtype  # noqa: E402
 from tools.shards import read_meta, shards_of  # noqa: E402
 
 LENGTHS = (65, 17, 1)  # frames of the clips of stages 3, 2 and 1 (Sec. 3.2)
@@ -510,8 +510,9 @@ def parse():
     add("--inspect", metavar="DIR", help="tell what a folder of shards holds")
     args = p.parse_args()
     if min(args.clips, args.clips_per_video, args.part, args.batch_size,
-           args.workers + 1, args.seed + 1) < 1:
-        raise ValueError("sizes must be at least 1, --workers and --seed 0")
+           args.workers + 1) < 1:
+        raise ValueError("sizes must be at least 1, --workers 0")
+    check_seed(args.seed)
     if not 0 <= RANK < RANKS:
         raise ValueError(f"RANK is {RANK}, not below WORLD_SIZE {RANKS}")
     args.columns = [name.strip() for name in args.columns.split(",")]
@@ -529,6 +530,7 @@ def parse():
 
 def main():
     args = parse()
+    check_device(args.device)
     device = torch.device(args.device)
     if args.inspect:
         return inspect(args.inspect, args.ckpt, device)

@@ -1,8 +1,12 @@
-"""tools/shards.py: clips on disk, as tools/prepare.py writes them. It imports none of the five."""
+"""tools/shards.py: clips on disk, as tools/prepare.py writes them, and how
+training draws from them. It imports none of the five."""
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
+
+from tools.films import read_media
 
 
 class Shards:
@@ -45,6 +49,47 @@ def shards_of(folder, t=1):
     """The Shards of a folder with clips of at least t latent frames."""
     index = json.loads(Path(folder, "index.json").read_text())
     return [Shards(folder, n, parts) for n, parts in index.items() if int(n) >= t]
+
+
+@functools.cache
+def shards_in(folders, t):
+    every = [shards for folder in folders.split(",") for shards in shards_of(folder, t)]
+    if not every:
+        raise ValueError(f"{folders}: no clip has {t} latent frames; make longer ones "
+                         "with tools/prepare.py")
+    return every
+
+
+def draw(rng, folders, t, validation=False):
+    """Draw a clip of at least t latent frames -> its Shards, its number.
+    folders: "A,B". validation: one of the last 64th, which others never are."""
+    every = shards_in(folders, t)
+    counts = np.array([len(shards) for shards in every])
+    shards = every[rng.choice(len(every), p=counts / counts.sum())]
+    n, kept = len(shards), max(1, len(shards) // 64)
+    first, end = (n - kept, n) if validation else (0, max(1, n - kept))
+    return shards, rng.integers(first, end)
+
+
+def draw_tokens(rng, folders, t, validation=False):
+    """-> int64 (t, h, w) and a caption."""
+    shards, i = draw(rng, folders, t, validation)
+    return shards.tokens(i)[:t], shards[i]["caption"]
+
+
+def draw_pixels(rng, folders, frames, t, fps, size, validation=False):
+    """-> frames of a file from a random start, uint8 (frames, size, size, 3)."""
+    for _ in range(100):  # broken files are passed over
+        shards, i = draw(rng, folders, t, validation)
+        clip = shards[i]
+        if "file" not in clip:
+            raise ValueError(f"{folders} holds tokens of the toy, no files: use --videos toy")
+        try:
+            start = rng.integers(max(1, clip["frames"] - frames + 1)) / fps
+            return read_media(clip, frames, fps, size, start)
+        except Exception as e:  # Pillow raises nearly anything
+            reason = f"{type(e).__name__}: {e}"
+    raise ValueError(f"{folders}: 100 files cannot be read, the last for {reason}")
 
 
 def read_meta(folder):
