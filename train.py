@@ -130,6 +130,7 @@ def tokenizer_training(args, saved, device):
             loss, logs = objective(to_float(batch[0].to(device, non_blocking=True)), adversarial)
         # plus 0: DDP waits for a gradient of each parameter
         loss = loss + 0 * sum(p.sum() for p in discriminator.parameters())
+        logs["codes_used"] = (model.vq.usage * len(model.vq.usage) > 0.1).float().mean()
         B = torch.full_like(loss.detach(), len(batch[0]))
         return loss, {name: (x * B, B) for name, x in logs.items()}
 

@@ -1,0 +1,97 @@
+"""tools/watch.py: a training as one picture, OUT/watch.png, drawn again and again until it ends.
+
+    python tools/watch.py out
+
+A row per stage: its losses by range of frames (stage 0: PSNR, and the share of codes in use), of
+validation as dots; beside them what the newest checkpoint makes: clips above their reconstructions,
+or videos of three prompts.
+
+Needs: pip install matplotlib
+"""
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data import FPS, Clips, to_float, to_uint8  # noqa: E402
+from sample import generate, load  # noqa: E402
+from tokenizer import load_tokenizer  # noqa: E402
+from tools.machine import read_checkpoint  # noqa: E402
+from train import FRAMES, NAMES  # noqa: E402
+
+PROMPTS = ["a red balloon drifts right slowly past green hills by day",
+           "a yellow bird flies left quickly past a city at night",
+           "a white car drives right past snowy mountains at sunset"]
+
+
+def curve(axes, lines, name, label):
+    """The means of up to a hundred parts of the training so far."""
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    if points:
+        parts = np.array_split(points, min(100, len(points)))
+        axes.plot(*np.array([part.mean(0) for part in parts]).T, label=label)
+
+
+@torch.inference_mode()
+def videos(folder, stage, args):
+    """What the checkpoint of a stage makes, uint8 (T, H, W, 3) each."""
+    if stage:
+        world = load(folder / f"{NAMES[stage]}.pt")
+        return [next(generate(*world, prompt, FRAMES[stage] / FPS)) for prompt in PROMPTS]
+    tokenizer, _ = load_tokenizer(folder)
+    clips = Clips(args["images"], args["videos"], 0, 0, tokenizer.config.resolution,
+                  validation=True)
+    pairs = []
+    for i in range(3):
+        clip, _, _ = clips[0, i, 17]
+        pairs += [clip, to_uint8(tokenizer.decode(tokenizer.encode(to_float(clip)[None])))[0]]
+    return pairs
+
+
+def draw(folder):
+    """Write watch.png -> whether the newest stage has ended."""
+    from matplotlib import pyplot
+    stages = defaultdict(list)
+    for line in (folder / "metrics.jsonl").read_text().splitlines(True):
+        if line.endswith("\n"):  # else it is being written
+            stages[json.loads(line)["stage"]].append(json.loads(line))
+    figure, rows = pyplot.subplots(len(stages), 2, figsize=(9, 3 * len(stages)),
+                                   layout="constrained", squeeze=False)
+    for (left, right), (stage, lines) in zip(rows, sorted(stages.items())):
+        left.set(title=NAMES[stage], xlabel="step", yscale="log" if stage else "linear",
+                 ylabel="nats per token" if stage else "PSNR, dB")
+        if stage:
+            for name in sorted({name for line in lines for name in line if "loss_" in name}):
+                curve(left, lines, name, name.removeprefix("loss_"))
+            left.plot(*zip(*[(line["step"], line.get("val_loss", np.nan)) for line in lines]),
+                      "k.", label="validation")
+            left.legend(fontsize=7, title="frames")
+        else:
+            curve(left, lines, "psnr", None)
+            curve(left.twinx(), lines, "codes_used", None)
+        right.axis("off")
+        if (path := folder / f"{NAMES[stage]}.pt").exists():
+            saved = read_checkpoint(path, NAMES[stage])
+            shown = [np.hstack(x[np.linspace(0, len(x) - 1, 6).astype(int)])
+                     for x in videos(folder, stage, saved["args"])]
+            right.imshow(np.concatenate(shown))
+    figure.savefig(folder / "watch.png", dpi=100)
+    pyplot.close(figure)
+    return path.exists() and saved["step"] == saved["args"]["steps"]
+
+
+if __name__ == "__main__":
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        while not draw(Path((sys.argv + ["out"])[1])):
+            time.sleep(60)
+    except ModuleNotFoundError as e:
+        sys.exit(f"watch.py: pip install {e.name}")
+    except (ValueError, OSError) as e:
+        sys.exit(f"watch.py: {e}")
