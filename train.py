@@ -118,7 +118,9 @@ def tokenizer_training(args, saved, device):
     batch, step) -> loss, {name: (sum, count)} to log; size of the clips in
     pixels; tokenizer_hash. A batch begins with video uint8 (B, T, H, W, 3)."""
     preset = TOKENIZER_PRESETS["toy" if args.preset == "toy" else "paper"]
-    model = VideoTokenizer(machine.config_of(args, saved, preset))
+    config = machine.config_of(args, saved, preset)
+    machine.check_memory(VideoTokenizer, config, args, device)
+    model = VideoTokenizer(config)
     objective = TokenizerLoss(model, args.adversarial_weight, args.perceptual_weight)
     discriminator = objective.discriminator
     for module in (model.encoder, model.decoder) if args.compile else ():
@@ -145,6 +147,7 @@ def decoder_training(args, saved, device):
     config = machine.config_of(args, saved, dataclasses.replace(
         PRESETS[args.preset], latent_shape=(t, size // 8, size // 8),
         video_vocab=tokenizer.config.codebook_size))
+    machine.check_memory(Llama, config, args, device)
     text = TextTokenizer(config.text_tokenizer)
     with torch.device("meta" if args.fsdp else "cpu"):
         model = Llama(config)
@@ -271,8 +274,10 @@ def validate(training, objective, validation, frames):
 
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
-    shipped = args.preset == "toy" and not (args.out / "tokenizer.pt").exists()
-    tokenizer, digest = load_tokenizer(None if shipped else args.out, device, finished=True)
+    there = (args.out / "tokenizer.pt").exists()
+    if not there and args.preset != "toy":
+        raise ValueError(f"no {args.out}/tokenizer.pt: train stage 0 first, or name its --out")
+    tokenizer, digest = load_tokenizer(args.out if there else None, device, finished=True)
     folders = {folder for source in (args.images, args.videos) if source != "toy"
                for folder in source.split(",")}
     for other in (saved, *map(read_meta, folders)):

@@ -1,7 +1,8 @@
 """tools/machine.py: devices, processes, threads, number formats, and the files
 of a training. It imports none of the five.
 
-    check_device, check_seed, check_compiler     what a user asks for
+    check_device, check_seed, check_compiler,    what a user asks for
+    check_memory
     start_processes, shard, of_all_ranks         one process, DDP, FSDP
     exchange_gradients, stop_signals            of a training step
     fast_dtype, autocast, set_threads, compiled  what is fast here
@@ -55,6 +56,26 @@ def check_seed(seed):
     """Raise ValueError for what no generator takes."""
     if not isinstance(seed, int) or not 0 <= seed < 2 ** 64:
         raise ValueError(f"the seed must be 0 to 2**64 - 1, not {seed}")
+
+
+def check_memory(network, config, args, device):
+    """Raise ValueError if weights, gradients and AdamW's two moments, 16 bytes
+    per parameter, are more than the memory. Activations come on top of them:
+    see experiments/scale.py."""
+    with torch.device("meta"):
+        n = sum(p.numel() for p in network(config).parameters())
+    ranks, local = (int(os.environ.get(x, 1)) for x in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if device.type == "cuda":
+        there, local = torch.cuda.get_device_properties(device).total_memory, 1
+    else:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 16 * n * local / (ranks if args.fsdp else 1)
+    what = (f"{n / 1e6:,.1f} M parameters: {needed / 2 ** 30:.1f} GiB for weights, gradients and "
+            f"moments, activations on top; {there / 2 ** 30:.1f} GiB are there")
+    if needed > there:
+        raise ValueError(what + ": more GPUs and --fsdp, or a smaller --preset")
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(what, file=sys.stderr)
 
 
 def start_processes(args):
@@ -230,9 +251,13 @@ def starting_point(args, names, device):
     for name, now in settings(args).items() if resumed else ():
         then = saved["args"].get(name)
         if now != then:
-            raise ValueError(f"{path} has {name} {then}, not {now}")
+            raise ValueError(f"{path} has {name} {then}, not {now}; "
+                             f"--init {path} --overwrite starts from it")
     if resumed and "optimizer" not in saved:
         raise ValueError(f"{path} holds weights only: --overwrite it")
+    if resumed and saved["step"] == args.steps:
+        print(f"{path} has {args.steps} of {args.steps} steps; "
+              f"--init {path} --overwrite starts from it", file=sys.stderr)
     if dist.is_initialized():  # a rank that waits for others would wait for ever
         found = [None] * dist.get_world_size()
         dist.all_gather_object(found, (resumed, saved and saved["step"]))

@@ -94,4 +94,7 @@ def draw_pixels(rng, folders, frames, t, fps, size, validation=False):
 
 def read_meta(folder):
     """What describes the clips and the tokenizer of a folder of shards."""
-    return json.loads(Path(folder, "meta.json").read_text())
+    path = Path(folder, "meta.json")
+    if not path.exists():
+        raise ValueError(f"no {path}: make such a folder with tools/prepare.py")
+    return json.loads(path.read_text())
