@@ -8,6 +8,7 @@
 
 Below them stands the storybook, the toy world. This file uses no neural network.
 """
+import re
 import zlib
 
 import numpy as np
@@ -182,6 +183,10 @@ def caption_of(attributes, form=CANONICAL):
         slot = "verb" if name == "traveller" else name
         words |= {f"{slot}{i}": word for i, word in enumerate(WORDS[attributes[name]])}
     return form.format(**words), tuple(name for name in TOY if "{" + name in form)
+
+def unknown_words(prompt):
+    """The words that no caption of the storybook has."""
+    return [word for word in re.findall(r"\w+", prompt) if word not in VOCABULARY]
 
 def land_heights(rng, land, n):
     """Draw the height of the land in n columns, 8 to 24 pixels: a random

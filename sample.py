@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import FPS, TextTokenizer, latent_frames, to_float, to_uint8, video_frames
+from data import FPS, TextTokenizer, latent_frames, to_float, to_uint8, unknown_words, video_frames
 from model import KVCache, cache_to_compile, load_decoder, prefix_tokens
 from tokenizer import SHIPPED, load_tokenizer
 from tools import films, machine
@@ -286,6 +286,9 @@ def main():
     for prompt, _ in args.scenes:
         if len(text.encode(prompt)) > model.config.text_len:
             print(f"longer than {model.config.text_len} text tokens: {prompt}", file=sys.stderr)
+        unknown = unknown_words(prompt) if model.config.text_tokenizer == "storybook" else ()
+        if unknown:
+            print("no training caption has:", *unknown, file=sys.stderr)
     start = args.continue_from and films.read_clip(
         args.continue_from, args.context, FPS, tokenizer.config.resolution, last=True)
     options = {name: vars(args)[name] for name in (
