@@ -9,11 +9,12 @@
                                            # diffusers' AutoencoderKLHunyuanVideo
     python experiments/bench.py gpu        # 25 minutes on an H100: what the paper's sizes take,
                                            # into experiments/results/gpu.json; no peers
+    python experiments/bench.py gpu --quick    # what to know first, in a quarter of an hour
 
 The contenders take turns for a few rounds and the best round of each counts, because other work
 on the machine can only slow a round down. The limit is the rate of a large matrix
 product, for `decode` the rate of reading memory. Needs: pip install transformers diffusers,
-but for `gpu`, which runs on a CPU, too, at toy sizes, as its test.
+but for `gpu`, which needs torch 2.11 and numpy only and runs on a CPU, too, at toy sizes.
 """
 import argparse
 import dataclasses
@@ -23,18 +24,26 @@ import itertools
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
+from unittest import mock
 
-import av
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+try:
+    import av
+except ModuleNotFoundError:  # `gpu` reads no film
+    sys.modules |= {name: mock.MagicMock() for name in ("av", "av.filter", "av.stream")}
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 from data import FPS, latent_frames  # noqa: E402
 from model import PRESETS, KVCache, Llama, ModelConfig, cache_to_compile, prefix_tokens  # noqa: E402
 from sample import generate_tokens, jacobi, next_codes  # noqa: E402
@@ -355,8 +364,9 @@ def peak():
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
 
 
-def gpu(path):
-    """Run each part that is not in the file yet, and add what it found."""
+def gpu(path, quick):
+    """Run each part that is not in the file yet, and add what it found. quick:
+    fewer of them, those that can go wrong first."""
     cuda = DEVICE == "cuda"
     name = torch.cuda.get_device_name() if cuda else "a CPU, at toy sizes"
     found = json.loads(path.read_text()) if path.exists() else {}
@@ -366,16 +376,21 @@ def gpu(path):
     parts = {"matmul and memory": lambda: {"TFLOP/s": matmul_rate() / 1e12,
                                            "GB/s": read_rate() / 1e9},
              "prefixes under autocast": prefixes, "tokenizer training": tokenizer_training}
-    for size in ("700m", "3b", "7b") if cuda else ("toy",):
-        config = PRESETS[size]
-        if size == "7b":  # 109 GB with gradients and moments: a quarter of it
-            config = dataclasses.replace(config, n_layers=8)
-        for frames in (1, 17, 65):
+    sizes = {"700m": PRESETS["700m"], "3b": PRESETS["3b"],
+             # 109 GB with gradients and moments: a part of its layers
+             "7b": dataclasses.replace(PRESETS["7b"], n_layers=4 if quick else 8)}
+    if not cuda:
+        sizes = {"toy": PRESETS["toy"]}
+    for size, config in sizes.items():
+        for frames in {"700m": (1,), "3b": (), "7b": (17,), "toy": (1,)}[size] if quick \
+                else (1, 17, 65):
             parts[f"{size}, {config.n_layers} layers, training on {frames} frames"] = (
                 functools.partial(training, config, frames))
-    for size in ("700m", "7b") if cuda else ("toy",):
+    for size in sizes.keys() & ({"700m", "toy"} if quick else {"700m", "7b", "toy"}):
         parts[f"{size}, guided decoding"] = functools.partial(
-            decoding, PRESETS[size], 256 if cuda else 16)
+            decoding, PRESETS[size], 256 if cuda else 16, (1, 32) if quick else (1, 4, 8, 16, 32))
+    if quick:
+        parts["sharded, saved and resumed"] = sharded
     for part, measure in parts.items():
         if part in found:
             continue
@@ -466,19 +481,28 @@ def training(config, frames):
 
     compiling = seconds(step)
     taken = race({"": step}, 3)[""]
+    with warnings.catch_warnings(record=True) as waits:  # of the CPU for the GPU
+        warnings.simplefilter("always")
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        step()
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
     weights = sum(p.numel() for p in model.model.layers.parameters())
     length = tokens.shape[1] - 1
     flops = 6 * clips * (length * (weights + config.n_layers * config.dim * length)
                          + config.dim * config.vocab_size * video)
     return {"tokens/s": clips * video / taken, "TFLOP/s": flops / taken / 1e12,
             "share of the matmul rate": flops / taken / matmul_rate(),
-            "first step, s": compiling}
+            "first step, s": compiling, "synchronizations": len(waits)}
 
 
 @torch.inference_mode()
-def decoding(config, steps):
+def decoding(config, steps, windows):
     """Guided passes/s of one video after its first half, compiled: token by
     token and over guesses, of which untrained weights find none right."""
+    counters = torch._dynamo.utils.counters
+    counters.clear()
     with torch.device(DEVICE):
         model = Llama(config).to(DTYPE).eval().requires_grad_(False)
     half = config.max_len // 2
@@ -488,7 +512,7 @@ def decoding(config, steps):
         torch.cuda.reset_peak_memory_stats()  # the weights were float32 at first
     limit = read_rate() / step_bytes(model, 2, half + steps / 2)
     found = {}
-    for window in (1, 4, 8, 16, 32) if DEVICE == "cuda" else (1, 8):
+    for window in windows:
 
         def write(n):
             writer(window)(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
@@ -500,7 +524,34 @@ def decoding(config, steps):
         found[f"window {window}: passes/s"] = rate
         found[f"window {window}: share of the limit of reading memory"] = rate / limit
         found[f"window {window}: first call, s"] = compiling
-    return found
+    return found | {"graphs": counters["stats"]["unique_graphs"],
+                    "CUDA graphs skipped": counters["inductor"]["cudagraph_skips"]}
+
+
+def sharded():
+    """FSDP of one process: twelve steps at once, and six, resumed for six more."""
+    flags = "--stage 1 --fsdp --steps 12 --batch-size 4 --save-every 6 --warmup 1 --n-layers 2 "
+    flags += "--compile --dim 1536 --n-heads 12" if DEVICE == "cuda" else "--dim 32 --n-heads 2"
+
+    def train(out, more=""):
+        command = f"-m torch.distributed.run --nproc-per-node 1 {ROOT / 'train.py'} --out {out}"
+        done = subprocess.run([sys.executable, *f"{command} {flags} {more}".split()],
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-500:])
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    with tempfile.TemporaryDirectory() as folder:
+        once, twice = (Path(folder) / name for name in ("once", "twice"))
+        began = time.time()
+        losses = train(once)
+        taken = time.time() - began
+        twice.mkdir()
+        os.link(once / "stage1.before.pt", twice / "stage1.pt")  # of six steps
+        (twice / "metrics.jsonl").write_text((once / "metrics.jsonl").read_text())
+        return {"seconds": taken, "largest difference of the losses": max(
+            abs(a - b) for a, b in zip(losses, train(twice, "--resume")))}
 
 
 def main():
@@ -515,6 +566,7 @@ def main():
     p.add_argument("--rounds", type=int, default=4)
     p.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json",
                    help="gpu: parts that are in it are left as they are")
+    p.add_argument("--quick", action="store_true", help="gpu: in a quarter of an hour")
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="lm")
     args = p.parse_args()
     torch.manual_seed(0)
@@ -526,7 +578,7 @@ def main():
     elif args.what == "reading":
         reading(args.rounds, args.films)
     elif args.what == "gpu":
-        gpu(args.out)
+        gpu(args.out, args.quick)
     else:
         tokenizer(args.frames, args.rounds)
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.films import read_media
-
 
 class Shards:
     """The clips of t latent frames in a folder: shards[i] -> a dict with the
@@ -79,6 +77,7 @@ def draw_tokens(rng, folders, t, validation=False):
 
 def draw_pixels(rng, folders, frames, t, fps, size, validation=False):
     """-> frames of a file from a random start, uint8 (frames, size, size, 3)."""
+    from tools.films import read_media  # needs av, which tokens do not
     for _ in range(100):  # broken files are passed over
         shards, i = draw(rng, folders, t, validation)
         clip = shards[i]
