@@ -58,31 +58,31 @@ def open_film(file):
 
 
 def on_screen(film, stream, start=0):
-    """Yield (begin, end, frame): from when to when each frame is shown, in
-    seconds after the film's first one. From a key frame before second `start` on."""
+    """Yield (begin, end, picture): from when to when each picture is shown, in seconds
+    after the film's first one, from a key frame before second `start` on. A picture is
+    (av frame, width of a pixel, its height being 1), for a `converter`."""
     unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate or 25
     frames = shaped(film, stream)
     head = list(itertools.islice(frames, 16))
     if not head:
         return
-
     # Old files have no presentation times (pts). Those that ffmpeg makes up go
     # back where frames were reordered; decoding times (dts) are merely late.
-    made_up = any(b.pts < a.pts for a, b in itertools.pairwise(head) if None not in (a.pts, b.pts))
-    clock = operator.attrgetter("dts" if made_up else "pts")
-    zero = clock(head[0])
+    times = [frame.pts for frame, _ in head if frame.pts is not None]
+    clock = operator.attrgetter("pts" if times == sorted(times) else "dts")
+    zero = clock(head[0][0])
 
     if start and zero is not None:
         with contextlib.suppress(av.FFmpegError):  # cannot seek: decode all of it
-            for second in start, max(0, start - 20), 0:  # some seeks end too late
+            for second in start, max(0, start - 20), 0, -1:  # some seeks end too late
                 film.seek(zero + int(second / unit), stream=stream)
                 frames = shaped(film, stream)
                 head = list(itertools.islice(frames, 1))
-                if head and clock(head[0]) <= zero + start / unit:
+                if head and clock(head[0][0]) <= zero + start / unit:
                     break
 
     shown, begin, end = None, 0.0, 0.0
-    for frame in itertools.chain(head, frames):
+    for frame, wide in itertools.chain(head, frames):
         time = clock(frame)
         now = end if None in (time, zero) else float((time - zero) * unit)
         if shown and now < begin:  # recordings that were joined: go on from here
@@ -90,35 +90,36 @@ def on_screen(film, stream, start=0):
             zero = None if frame.dts is None else frame.dts - round(end / unit)
         if shown and now > begin:
             yield begin, now, shown
-        shown, begin = frame, now
+        shown, begin = (frame, wide), now
         end = now + float(frame.duration * unit or 1 / rate)
-    yield begin, end, shown
+    if shown:
+        yield begin, end, shown
 
 
 def shaped(film, stream):
-    """The decoded frames; .opaque is the width of a pixel, its height being 1.
-    Where the container does not say it, it may change with the pictures."""
+    """Decode a film -> (frame, width of a pixel). Where the container does not
+    say how wide pixels are, this may change with the pictures."""
     at_first = stream.codec_context.sample_aspect_ratio
     for frame in film.decode(stream):
         wide = stream.codec_context.sample_aspect_ratio
-        frame.opaque = (stream.sample_aspect_ratio if wide == at_first else wide) or 1
-        yield frame
+        yield frame, (stream.sample_aspect_ratio if wide == at_first else wide) or 1
 
 
 def converter(*filters):
-    """ffmpeg's filters -> a function: frame -> uint8 (H, W, 3), upright."""
+    """ffmpeg's filters -> a function: picture -> uint8 (H, W, 3), upright."""
     @functools.lru_cache(1)  # a graph knows one kind of frame, a film may change its own
-    def graph_for(width, height, pix_fmt, wide, colorspace, color_range):
+    def graph_for(width, height, pix_fmt, wide, *colors):
         graph = av.filter.Graph()
         graph.link_nodes(
             graph.add("buffer", video_size=f"{width}x{height}", pix_fmt=pix_fmt, time_base="1",
-                      pixel_aspect=str(wide), colorspace=str(colorspace), range=str(color_range)),
+                      pixel_aspect=str(wide)),
             *(graph.add(*name_and_values.split("=", 1)) for name_and_values in filters),
             graph.add("format", "rgb24"), graph.add("buffersink")).configure()
         return graph
 
-    def convert(frame):
-        graph = graph_for(frame.width, frame.height, frame.format.name, frame.opaque,
+    def convert(picture):
+        frame, wide = picture
+        graph = graph_for(frame.width, frame.height, frame.format.name, wide,
                           frame.colorspace, frame.color_range)
         graph.push(frame)
         return upright(graph.pull().to_ndarray(), frame)
@@ -148,9 +149,9 @@ def read_frames(file, fps, size, start=0):
     convert = converter("crop=min(iw\\,ih/sar):min(ih\\,iw*sar):exact=1",
                         f"scale={size}:{size}:flags=area")
     with open_film(file) as (film, stream):
-        for begin, end, frame in on_screen(film, stream, start):
+        for begin, end, picture in on_screen(film, stream, start):
             if n := instants(end) - instants(begin):
-                yield from itertools.repeat(convert(frame), n)
+                yield from itertools.repeat(convert(picture), n)
 
 
 def duration(film, stream):

@@ -190,8 +190,8 @@ def read(path):
         with open_film(path) as (film, stream):
             width = int(stream.width * (stream.sample_aspect_ratio or 1))
             convert = converter(f"scale={width}:{stream.height}")
-            for begin, end, frame in on_screen(film, stream):
-                yield begin, end, convert(frame)
+            for begin, end, picture in on_screen(film, stream):
+                yield begin, end, convert(picture)
 
     try:
         with open_film(path) as (_, stream):
