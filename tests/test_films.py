@@ -145,7 +145,8 @@ def numbered(path, codec="libx264", first=0, n=300, rate=25, **kind):
         stream.width = stream.height = 64
         stream.pix_fmt, stream.gop_size = "yuv420p", 25
         for i in range(n):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64), 20 + 5 * (i % 40), np.uint8), "gray")
+            picture = np.full((64, 64), 20 + 5 * (i % 40), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, "gray")
             frame.pts, frame.time_base = first + i, Fraction(1, rate)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
@@ -209,7 +210,7 @@ def test_prepare_counts_the_film_itself(tmp_path):
 def test_turned_and_mirrored(tmp_path, degrees, mirrored):
     """All eight orientations of a picture with four corners."""
     picture = np.zeros((64, 64, 3), np.uint8)
-    picture[:32, :32], picture[:32, 32:], picture[32:, :32] = (220, 0, 0), (0, 220, 0), (0, 0, 220)
+    picture[:32, :32, 0] = picture[:32, 32:, 1] = picture[32:, :32, 2] = 220
     with av.open(str(tmp_path / "a.mp4"), "w") as file:
         stream = file.add_stream("libx264", rate=7, options={"crf": "5"})
         stream.width = stream.height = 64

@@ -61,7 +61,7 @@ def on_screen(film, stream, start=0):
     """Yield (begin, end, picture): from when to when each picture is shown, in seconds
     after the film's first one, from a key frame before second `start` on. A picture is
     (av frame, width of a pixel, its height being 1), for a `converter`."""
-    unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate or 25
+    unit, rate = float(stream.time_base), stream.average_rate or stream.guessed_rate or 25
     frames = shaped(film, stream)
     head = list(itertools.islice(frames, 16))
     if not head:
@@ -84,7 +84,7 @@ def on_screen(film, stream, start=0):
     shown, begin, end = None, 0.0, 0.0
     for frame, wide in itertools.chain(head, frames):
         time = clock(frame)
-        now = end if None in (time, zero) else float((time - zero) * unit)
+        now = end if None in (time, zero) else (time - zero) * unit
         if shown and now < begin:  # recordings that were joined: go on from here
             clock, now = operator.attrgetter("dts"), end
             zero = None if frame.dts is None else frame.dts - round(end / unit)
@@ -225,8 +225,8 @@ def write_video(path, clips, fps, times=None):
                "flush_packets": "1"}
     with av.open(f"file:{path}", "w", options=options) as file:
         # zerolatency, or x264 would keep the last seconds to itself
-        stream = file.add_stream("libx264", fps, pix_fmt="yuv420p",
-                                 thread_count=1, options={"tune": "zerolatency"})
+        stream = file.add_stream("libx264", fps, pix_fmt="yuv420p", thread_count=1,
+                                 options={"tune": "zerolatency", "flags": "+frame_duration"})
         stream.height, stream.width = first.shape[:2]
         stream.codec_context.time_base = unit
         try:
