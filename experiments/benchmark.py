@@ -31,7 +31,7 @@ from metrics import DEVICE, FRAMES, clip, clip_score, frechet_distance, i3d, i3d
 # isort: split
 from data import FPS
 from sample import generate_batch, load
-from tools.films import VIDEOS, ending, read_clip
+from tools.films import VIDEOS, NoFilm, duration, ending, open_film, read_clip
 from tools.machine import set_threads
 
 
@@ -51,11 +51,11 @@ def captioned(folder):
 
 
 def length(path):
-    """Of a video file, in microseconds; 0 if it cannot be read."""
+    """Of a video file, in seconds; 0 if it cannot be read."""
     try:
-        with av.open(path) as film:
-            return film.duration or 0
-    except (av.FFmpegError, OSError):
+        with open_film(path) as (film, stream):
+            return duration(film, stream)
+    except (av.FFmpegError, NoFilm, OSError):
         return 0
 
 

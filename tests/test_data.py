@@ -1,7 +1,6 @@
 import collections
 import zlib
 from fractions import Fraction
-from types import SimpleNamespace
 
 import av
 import imageio.v3
@@ -37,7 +36,7 @@ from data import (
 )
 from model import PRESETS
 from prompts import analyse, invention, judge, moves_as_one, new_land, skyline
-from tools.films import in_order, read_clip, read_image
+from tools.films import read_clip, read_image
 from tools.shards import shards_of
 
 
@@ -334,15 +333,6 @@ def test_any_frame_rate_shows_the_object_in_the_same_place(tmp_path, fps):
     centre = (bright * np.stack([x, y], -1)).sum((1, 2)) / bright.sum((1, 2))
     expected = np.stack([16 + 2.8 * np.arange(65) / FPS, 20 + 1.7 * np.arange(65) / FPS], 1)
     assert np.abs(centre - expected).max() < 1
-
-
-def test_times_that_go_back():
-    """Of an old .avi with B-frames: (pts, dts) of its frames."""
-    times = [(1, 1), (2, 2), (3, 3), (5, 4), (4, 5), (6, 6), (8, 7), (7, None)]
-    frames = [SimpleNamespace(pts=pts, dts=dts) for pts, dts in times]
-    assert [frame.pts for frame in in_order(frames)] == [1, 2, 3, 5, 5, 6, 7, 7]
-    frames = [SimpleNamespace(pts=pts, dts=pts - 2) for pts in (0, 2, 5, 6)]
-    assert [frame.pts for frame in in_order(frames)] == [0, 2, 5, 6]
 
 
 def test_a_film_held_upright(tmp_path):

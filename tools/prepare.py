@@ -35,7 +35,6 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -53,7 +52,17 @@ from data import (  # noqa: E402
     video_frames,
 )
 from tokenizer import load_tokenizer  # noqa: E402
-from tools.films import IMAGES, VIDEOS, ending, open_media, read_frames, read_image  # noqa: E402
+from tools.films import (  # noqa: E402
+    IMAGES,
+    VIDEOS,
+    NoFilm,
+    duration,
+    ending,
+    open_film,
+    open_media,
+    read_frames,
+    read_image,
+)
 from tools.machine import autocast, check_device, check_seed, fast_dtype  # noqa: E402
 from tools.shards import read_meta, shards_of  # noqa: E402
 
@@ -113,21 +122,21 @@ class Item:
         return open_media(self.row())
 
     def frames(self):
-        """What its header says: 1, or those of a video at 6.5 frames/s."""
+        """1, or those of a video at 6.5 frames/s: as its header says, or counted."""
         if ending(self.name) in IMAGES:
             with warnings.catch_warnings():  # Pillow only warns of smaller bombs
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 check_size(*Image.open(self.open(), formats=("JPEG", "PNG", "WEBP")).size)
             return 1
-        with av.open(self.open()) as film:
-            if film.format.name.endswith("_pipe"):
-                raise Skipped("a picture named as a video")
-            if not film.streams.video:
-                raise Skipped("no video in it")
-            stream = film.streams.video[0]
-            check_size(stream.width, stream.height)
-            # one at 0, 1/FPS, ...; a header may say a little too much
-            return max(1, math.ceil((film.duration or 0) * FPS / av.time_base - 0.01))
+        try:
+            with open_film(self.open()) as (film, stream):
+                if film.format.name.endswith("_pipe"):
+                    raise Skipped("a picture named as a video")
+                check_size(stream.width, stream.height)
+                # one at 0, 1/FPS, ...; a header may say a little too much
+                return max(1, math.ceil(duration(film, stream) * FPS - 0.01))
+        except NoFilm as e:
+            raise Skipped(str(e)) from e
 
     def clips(self, size, count):
         pictures, clips = read_frames(self.open(), FPS, size), []

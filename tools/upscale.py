@@ -28,11 +28,10 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections import deque
 from itertools import islice
 from pathlib import Path
 
-import av
-import imageio.v3
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -41,7 +40,7 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from tools.films import check_out, write_video  # noqa: E402
+from tools.films import check_out, converter, on_screen, open_film, write_video  # noqa: E402
 from tools.machine import DEVICE, autocast  # noqa: E402
 
 
@@ -184,20 +183,23 @@ def pretrained(kind, model, device, **parts):
 # plumbing: files, arguments
 
 def read(path):
-    """A video -> its frame rate, its number of frames (0: unknown), and the
-    frames one by one, upright, at a constant rate, with square pixels, uint8
-    (H, W, 3)."""
+    """A video -> its frame rate, its number of frames (0: unknown), and for each
+    frame (begin, end, picture): from when to when it is shown, in seconds, and
+    uint8 (H, W, 3), upright, with square pixels."""
+    def frames():
+        with open_film(path) as (film, stream):
+            width = int(stream.width * (stream.sample_aspect_ratio or 1))
+            convert = converter(f"scale={width}:{stream.height}")
+            for begin, end, picture in on_screen(film, stream):
+                yield begin, end, convert(picture)
+
     try:
-        with av.open(path) as film:
-            stream = film.streams.video[0]
-            fps, count = stream.guessed_rate, stream.frames
-            wide = float(stream.sample_aspect_ratio or 1)  # of a pixel
-            turned = next(film.decode(stream)).rotation // 90
-    except Exception as e:
-        raise ValueError(f"{path} is not a readable video") from e
-    frames = imageio.v3.imiter(path, plugin="pyav",
-                               filter_sequence=[("fps", str(fps)), ("scale", f"iw*{wide}:ih")])
-    return fps, count, (np.rot90(frame, turned) for frame in frames)
+        with open_film(path) as (_, stream):
+            fps, count = stream.average_rate or stream.guessed_rate, stream.frames
+        next(frames(), None)
+    except Exception as e:  # ffmpeg raises nearly anything
+        raise ValueError(f"{path} is not a readable video: {e}") from e
+    return fps, count, frames()
 
 
 def parse():
@@ -226,7 +228,15 @@ def parse():
 
 def main():
     args = parse()
-    fps, count, frames = read(args.video)
+    fps, count, film = read(args.video)
+    times = deque()  # of the frames that are still being enlarged
+
+    def pictures():
+        for begin, end, picture in film:
+            times.append((begin, end))
+            yield picture
+
+    frames = pictures()
     how = args.prompt, args.steps, args.seed, args.device
     if args.method == "diffusion":
         frames = windows(frames, upscaler(args.model, *how))
@@ -237,7 +247,7 @@ def main():
     if args.refine:
         frames = windows(frames, refiner(args.refine_models, *how))
     frames = tqdm(frames, total=count or None, unit="frame")
-    write_video(args.out, ([frame] for frame in frames), fps)
+    write_video(args.out, ([frame] for frame in frames), fps, iter(times.popleft, None))
 
 
 if __name__ == "__main__":
