@@ -208,6 +208,11 @@ def check_out(path, source=None):
         raise ValueError(f"--out: there is no folder {path.parent}")
     if source and path.resolve() == Path(source).resolve():
         raise ValueError(f"--out would replace {source}")
+    new = not path.exists()
+    with open(path, "ab"):  # an OSError says why it cannot be written
+        pass
+    if new:
+        path.unlink()
 
 
 def write_video(path, clips, fps, times=None):

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from tools.films import check_out, converter, on_screen, open_film, write_video  # noqa: E402
-from tools.machine import DEVICE, autocast  # noqa: E402
+from tools.machine import DEVICE, autocast, check_device, check_seed  # noqa: E402
 
 
 def windows(frames, enhance, size=16, overlap=4):
@@ -220,8 +220,10 @@ def parse():
     add("--seed", type=int, default=0)
     add("--device", default=DEVICE)
     args = p.parse_args()
-    if args.steps < 1 or not 0 <= args.seed < 2 ** 63:
-        raise ValueError("--steps must be positive and --seed at least 0")
+    if args.steps < 1:
+        raise ValueError("--steps must be positive")
+    check_seed(args.seed)
+    check_device(args.device)
     check_out(args.out, args.video)
     return args
 
