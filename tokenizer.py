@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from tools import machine
+from tools import adopted, machine
 
 
 @dataclass
@@ -313,11 +313,20 @@ class TokenizerLoss(nn.Module):
 
 SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 
+def tokenizer_in(folder):
+    """The kind of tokenizer in a folder: "trained" by train.py, "adopted" from others, or None."""
+    if any(Path(folder, name).exists() for name in adopted.FILES):
+        return "adopted"
+    return "trained" if Path(folder, "tokenizer.pt").exists() else None
+
 def load_tokenizer(folder=None, device="cpu"):
-    """The VideoTokenizer of a folder (None: the shipped one), and a hash of
-    its weights. They are rounded to bfloat16, as the shipped ones are."""
-    path = Path(folder or SHIPPED, "tokenizer.pt")
-    checkpoint = machine.read_checkpoint(path, "tokenizer")
+    """The VideoTokenizer or Adopted one of a folder (None: the shipped one), and a hash of its
+    weights. Those of tokenizer.pt are rounded to bfloat16, as the shipped ones are."""
+    folder = Path(folder or SHIPPED)
+    if tokenizer_in(folder) == "adopted":
+        tokenizer = adopted.Adopted(folder, device)
+        return tokenizer, machine.digest(tokenizer.state_dict())
+    checkpoint = machine.read_checkpoint(folder / "tokenizer.pt", "tokenizer")
     weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}
     tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
     tokenizer.load_state_dict(weights)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data import Clips, TextTokenizer, latent_frames, to_float
 from model import PRESETS, Llama, prefix_tokens
-from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer, load_tokenizer
+from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer, load_tokenizer, tokenizer_in
 from tools import machine
 from tools.shards import read_meta
 
@@ -118,6 +118,8 @@ def tokenizer_training(args, saved, device):
     players, networks whose gradients are clipped separately; loss_of(objective,
     batch, step) -> loss, {name: (sum, count)} to log; size of the clips in
     pixels; tokenizer_hash. A batch begins with video uint8 (B, T, H, W, 3)."""
+    if tokenizer_in(args.out) == "adopted":
+        raise ValueError(f"{args.out} holds an adopted tokenizer: stage 0 needs another --out")
     preset = TOKENIZER_PRESETS["toy" if args.preset == "toy" else "paper"]
     model = VideoTokenizer(machine.config_of(args, saved, preset))
     objective = TokenizerLoss(model, args.adversarial_weight, args.perceptual_weight)
@@ -264,7 +266,7 @@ def validate(training, objective, validation, frames):
 
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
-    shipped = args.preset == "toy" and not (args.out / "tokenizer.pt").exists()
+    shipped = args.preset == "toy" and not tokenizer_in(args.out)
     tokenizer, digest = load_tokenizer(None if shipped else args.out, device)
     folders = {folder for source in (args.images, args.videos) if source != "toy"
                for folder in source.split(",")}
