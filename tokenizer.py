@@ -89,8 +89,7 @@ class Encoder(nn.Module):
                 self.layers.append(ResBlock(dim, kernels[level]))
             if level < 3:
                 stride = (1 + config.temporal[level], 2, 2)
-                down = CausalConv3d(dim, dims[level + 1], stride=stride)
-                self.layers.append(down)
+                self.layers.append(CausalConv3d(dim, dims[level + 1], stride=stride))
         self.norm_out = Norm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], config.code_dim, 1)
 
@@ -143,11 +142,9 @@ class Decoder(nn.Module):
         for level in (3, 2, 1, 0):
             dim, n = dims[level], config.decoder_blocks[level]
             self.adaptive.append(AdaptiveNorm(dim, config.code_dim))
-            blocks = [ResBlock(dim) for _ in range(n)]
-            self.levels.append(nn.Sequential(*blocks))
+            self.levels.append(nn.Sequential(*(ResBlock(dim) for _ in range(n))))
             if level > 0:
-                temporal = config.temporal[level - 1]
-                self.up.append(Upsample(dim, dims[level - 1], temporal))
+                self.up.append(Upsample(dim, dims[level - 1], config.temporal[level - 1]))
         self.norm_out = Norm(dims[0])
         self.conv_out = CausalConv3d(dims[0], 3)
 
@@ -169,8 +166,7 @@ class ClusteringVQ(nn.Module):
     `forward` quantizes; `reinitialize` moves codes, once per optimizer step,
     because it counts the latents of all micro-batches on all ranks."""
 
-    def __init__(self, codebook_size, code_dim, commitment=0.25,
-                 decay=0.99):
+    def __init__(self, codebook_size, code_dim, commitment=0.25, decay=0.99):
         super().__init__()
         codes = F.normalize(torch.randn(codebook_size, code_dim))
         self.codebook = nn.Parameter(codes)  # e_k

@@ -30,7 +30,8 @@ DECODERS = ("700m", "3b", "7b")
 IMAGE_EVERY = 5  # train.py's default
 GPUS = (8, 64, 256)
 MEMORY = {"H100": 3.35e12, "H200": 4.8e12}  # bytes/s of a GPU
-# FLOPs that encode 65 frames of 128x128: NVIDIA's code in its released shapes, under the counter
+# FLOPs that encode 65 frames of 128x128: NVIDIA's code in its released shapes, counted once in
+# the same way; it is not among our dependencies
 COSMOS = {"Cosmos 0.1 DV4x8x8": 0.5e12, "Cosmos-Tokenize1-DV4x8x8-360p": 1.5e12}
 
 
@@ -246,6 +247,14 @@ def main():
     total, activations = (f"{x / 2**30:.0f} GiB" for x in tokenizer_memory())
     print(f"\nThe tokenizer: {total}, of which {activations} are activations.\n")
 
+    cases = [(gpu, share) for gpu in MEMORY for share in (1, 0.5)]
+    head("tokens per pass for real time", *(f"{gpu} at {share:.0%} of its memory rate"
+                                            for gpu, share in cases))
+    for name in DECODERS:
+        found = [tokens_per_pass(PRESETS[name], *case) for case in cases]
+        row(name, *(f"{tokens:.1f} ({passes:.0f} passes/s)" for passes, tokens in found))
+
+    print()
     head("tokens of", "codes", "encode a clip", "GPU-hours, 1 M clips", "700m", "GPU-days",
          "memory, one clip", "with `--checkpoint-activations`")
     for name, (codes, flops, speed) in released().items():
@@ -256,15 +265,10 @@ def main():
         row(name, f"{codes:,}", f"{flops / 1e12:.1f} TFLOP", f"{hours:.1f}",
             f"{parameters(c)[1] / 1e9:.2f} B", f"{days:.0f}",
             *(f"{memory(c, 1, checkpointed) / 2**30:.0f} GiB" for checkpointed in (False, True)))
-    print()
-
-    cases = [(gpu, share) for gpu in MEMORY for share in (1, 0.5)]
-    head("tokens per pass for real time", *(f"{gpu} at {share:.0%} of its memory rate"
-                                            for gpu, share in cases))
-    for name in DECODERS:
-        found = [tokens_per_pass(PRESETS[name], *case) for case in cases]
-        row(name, *(f"{tokens:.1f} ({passes:.0f} passes/s)" for passes, tokens in found))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModuleNotFoundError as e:  # of the last table
+        sys.exit(f"scale.py: pip install {e.name}")
