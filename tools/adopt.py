@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,8 @@ def adopt(args):
     config = {"codebook_size": codes, "resolution": args.resolution, "frames": FRAMES,
               "dtype": dtype, "origin": f"{args.release} {path.name}"}
     example = torch.zeros(1, 3, 9, 64, 64)
+    # of what a trace may lose: the check finds it
+    warnings.simplefilter("ignore", torch.jit.TracerWarning)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as folder:
         made = Path(folder, "made")
@@ -213,7 +216,7 @@ def psnr(video, decoded):
 @torch.no_grad()
 def check(folder, args):
     """Print what a tokenizer does; ValueError for the first thing that training cannot use."""
-    tokenizer, digest = load_tokenizer(folder, args.device)
+    tokenizer, _ = load_tokenizer(folder, args.device)
     size, codes = tokenizer.config.resolution, tokenizer.config.codebook_size
     videos = {film: to_float(read_clip(film, FRAMES, FPS, size))[None] for film in args.film}
     videos = {name: video.to(args.device)
@@ -284,7 +287,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except ModuleNotFoundError as e:
-        sys.exit(f"adopt.py: pip install {e.name}")
+    except ImportError as e:  # none, or an older one
+        sys.exit(f"adopt.py: pip install -U {e.name}")
     except (ValueError, OSError, RuntimeError) as e:
         sys.exit("adopt.py: " + str(e).strip().partition("\n")[0])
