@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data import FPS, TextTokenizer, latent_frames, to_float, to_uint8, unknown_words, video_frames
 from model import KVCache, cache_to_compile, load_decoder, prefix_tokens
-from tokenizer import SHIPPED, load_tokenizer
+from tokenizer import SHIPPED, load_tokenizer, tokenizer_in
 from tools import films, machine
 
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
@@ -227,7 +227,7 @@ def load(path=None, device="cpu"):
         stages = [path / f"stage{i}.pt" for i in (3, 2, 1)]
         path = next(filter(Path.exists, stages), stages[0])
     saved = machine.read_checkpoint(path, "stage")
-    folder = path.parent if (path.parent / "tokenizer.pt").exists() else None
+    folder = path.parent if tokenizer_in(path.parent) else None
     tokenizer, digest = load_tokenizer(folder, device)
     if saved["tokenizer_hash"] != digest:
         raise ValueError(f"{path} was trained on another tokenizer's tokens")

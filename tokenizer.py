@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from tools import machine
+from tools import adopted, machine
 
 
 @dataclass
@@ -89,8 +89,7 @@ class Encoder(nn.Module):
                 self.layers.append(ResBlock(dim, kernels[level]))
             if level < 3:
                 stride = (1 + config.temporal[level], 2, 2)
-                down = CausalConv3d(dim, dims[level + 1], stride=stride)
-                self.layers.append(down)
+                self.layers.append(CausalConv3d(dim, dims[level + 1], stride=stride))
         self.norm_out = Norm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], config.code_dim, 1)
 
@@ -143,11 +142,9 @@ class Decoder(nn.Module):
         for level in (3, 2, 1, 0):
             dim, n = dims[level], config.decoder_blocks[level]
             self.adaptive.append(AdaptiveNorm(dim, config.code_dim))
-            blocks = [ResBlock(dim) for _ in range(n)]
-            self.levels.append(nn.Sequential(*blocks))
+            self.levels.append(nn.Sequential(*(ResBlock(dim) for _ in range(n))))
             if level > 0:
-                temporal = config.temporal[level - 1]
-                self.up.append(Upsample(dim, dims[level - 1], temporal))
+                self.up.append(Upsample(dim, dims[level - 1], config.temporal[level - 1]))
         self.norm_out = Norm(dims[0])
         self.conv_out = CausalConv3d(dims[0], 3)
 
@@ -169,8 +166,7 @@ class ClusteringVQ(nn.Module):
     `forward` quantizes; `reinitialize` moves codes, once per optimizer step,
     because it counts the latents of all micro-batches on all ranks."""
 
-    def __init__(self, codebook_size, code_dim, commitment=0.25,
-                 decay=0.99):
+    def __init__(self, codebook_size, code_dim, commitment=0.25, decay=0.99):
         super().__init__()
         codes = F.normalize(torch.randn(codebook_size, code_dim))
         self.codebook = nn.Parameter(codes)  # e_k
@@ -313,15 +309,26 @@ class TokenizerLoss(nn.Module):
 
 SHIPPED = str(Path(__file__).parent / "checkpoints" / "toy")
 
+def tokenizer_in(folder):
+    """What a folder holds: a tokenizer "trained" by train.py, one "adopted" from
+    others, or None."""
+    if any(Path(folder, name).exists() for name in adopted.FILES):
+        return "adopted"
+    return "trained" if Path(folder, "tokenizer.pt").exists() else None
+
 def load_tokenizer(folder=None, device="cpu", finished=False):
-    """The VideoTokenizer of a folder (None: the shipped one), and a hash of
-    its weights, rounded to bfloat16 as the shipped ones are. finished: refuse
-    one whose training has steps to go."""
+    """The VideoTokenizer or Adopted one of a folder (None: the shipped one), and
+    a hash of its weights; parameters of tokenizer.pt are rounded to bfloat16, as
+    the shipped ones are. finished: refuse one whose training has steps to go."""
     machine.check_device(device)
-    path = Path(folder or SHIPPED, "tokenizer.pt")
-    checkpoint = machine.read_checkpoint(path, "tokenizer", finished)
-    weights = {k: w.bfloat16() for k, w in checkpoint["weights"].items()}
+    folder = Path(folder or SHIPPED)
+    if tokenizer_in(folder) == "adopted":
+        tokenizer = adopted.Adopted(folder, device)
+        return tokenizer, machine.digest(tokenizer.state_dict())
+    checkpoint = machine.read_checkpoint(folder / "tokenizer.pt", "tokenizer", finished)
     tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
+    weights = checkpoint["weights"]
+    weights |= {name: weights[name].bfloat16() for name, _ in tokenizer.named_parameters()}
     tokenizer.load_state_dict(weights)
     tokenizer.to(device).eval().requires_grad_(False)
     return tokenizer, machine.digest(weights, but="vq.usage")  # of training only

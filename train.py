@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from data import Clips, TextTokenizer, latent_frames, to_float
 from model import PRESETS, Llama, prefix_tokens
-from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer, load_tokenizer
+from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer, load_tokenizer, tokenizer_in
 from tools import machine
 from tools.shards import read_meta
 
@@ -117,6 +117,8 @@ def tokenizer_training(args, saved, device):
     players, networks whose gradients are clipped separately; loss_of(objective,
     batch, step) -> loss, {name: (sum, count)} to log; size of the clips in
     pixels; tokenizer_hash. A batch begins with video uint8 (B, T, H, W, 3)."""
+    if tokenizer_in(args.out) == "adopted":
+        raise ValueError(f"{args.out} holds an adopted tokenizer: stage 0 needs another --out")
     preset = TOKENIZER_PRESETS["toy" if args.preset == "toy" else "paper"]
     config = machine.config_of(args, saved, preset)
     machine.check_memory(VideoTokenizer, config, args, device)
@@ -274,10 +276,10 @@ def validate(training, objective, validation, frames):
 
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
-    there = (args.out / "tokenizer.pt").exists()
-    if not there and args.preset != "toy":
+    found = tokenizer_in(args.out)
+    if not found and args.preset != "toy":
         raise ValueError(f"no {args.out}/tokenizer.pt: train stage 0 first, or name its --out")
-    tokenizer, digest = load_tokenizer(args.out if there else None, device, finished=True)
+    tokenizer, digest = load_tokenizer(args.out if found else None, device, finished=True)
     folders = {folder for source in (args.images, args.videos) if source != "toy"
                for folder in source.split(",")}
     for other in (saved, *map(read_meta, folders)):

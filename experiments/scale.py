@@ -11,6 +11,7 @@ layer on the meta device, and of the tokenizer's loss on fake tensors. Prints th
 Markdown.
 """
 import argparse
+import dataclasses
 import os
 import sys
 from unittest import mock
@@ -29,6 +30,9 @@ DECODERS = ("700m", "3b", "7b")
 IMAGE_EVERY = 5  # train.py's default
 GPUS = (8, 64, 256)
 MEMORY = {"H100": 3.35e12, "H200": 4.8e12}  # bytes/s of a GPU
+# FLOPs that encode 65 frames of 128x128: NVIDIA's code in its released shapes, counted once in
+# the same way; it is not among our dependencies
+COSMOS = {"Cosmos 0.1 DV4x8x8": 0.5e12, "Cosmos-Tokenize1-DV4x8x8-360p": 1.5e12}
 
 
 def kept(call):
@@ -168,6 +172,27 @@ def tokenizer_memory():
 
 
 # ---------------------------------------------------------------------------
+# released tokenizers
+
+def released():
+    """{name: (codes, FLOPs that encode a 65-frame clip, peak FLOP/s relative to bfloat16)}"""
+    from diffusers import AutoencoderVidTok
+    from transformers import Emu3VQVAE, Emu3VQVAEConfig
+    paper = TOKENIZER_PRESETS["paper"]
+    with torch.device("meta"), torch.no_grad():
+        video = torch.empty(1, 3, 65, 128, 128)
+        padded = torch.empty(1, 3, 68, 128, 128)  # the first frame three times more
+        vidtok = AutoencoderVidTok(z_channels=5, double_z=False).encoder.to("meta")
+        emu3 = Emu3VQVAE(Emu3VQVAEConfig()).encoder
+        return {
+            "ours, to be trained": (
+                paper.codebook_size, counted(lambda: VideoTokenizer(paper).encoder(video)), 1),
+            "VidTok v1.1": (32768, counted(lambda: vidtok(padded)), 0.5),  # float32, by TF32
+            **{name: (64000, flops, 1) for name, flops in COSMOS.items()},
+            "Emu3": (32768, counted(lambda: emu3(padded.transpose(1, 2))), 0.5)}
+
+
+# ---------------------------------------------------------------------------
 # sampling
 
 def tokens_per_pass(c, gpu, share):
@@ -229,6 +254,21 @@ def main():
         found = [tokens_per_pass(PRESETS[name], *case) for case in cases]
         row(name, *(f"{tokens:.1f} ({passes:.0f} passes/s)" for passes, tokens in found))
 
+    print()
+    head("tokens of", "codes", "encode a clip", "GPU-hours, 1 M clips", "700m", "GPU-days",
+         "memory, one clip", "with `--checkpoint-activations`")
+    for name, (codes, flops, speed) in released().items():
+        c = dataclasses.replace(PRESETS["700m"], video_vocab=codes)
+        per_hour = args.tflops * 1e12 * args.mfu * 3600
+        days = sum(stage_costs(c, stage)[1] for stage in (1, 2, 3)) / per_hour / 24
+        hours = 1e6 * flops / (speed * per_hour)
+        row(name, f"{codes:,}", f"{flops / 1e12:.1f} TFLOP", f"{hours:.1f}",
+            f"{parameters(c)[1] / 1e9:.2f} B", f"{days:.0f}",
+            *(f"{memory(c, 1, checkpointed) / 2**30:.0f} GiB" for checkpointed in (False, True)))
+
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModuleNotFoundError as e:  # of the last table
+        sys.exit(f"scale.py: pip install {e.name}")

@@ -6,9 +6,10 @@ import pytest
 
 from conftest import ROOT
 
-LEAVES = "tools/films", "tools/machine", "tools/shards"
+LEAVES = "tools/adopted", "tools/films", "tools/machine", "tools/shards"
 BELOW = {**dict.fromkeys(LEAVES, set()), "tools/shards": {"tools.films"},
-         "data": {"tools.shards"}, "tokenizer": {"tools.machine"}, "model": set(),
+         "data": {"tools.shards"}, "model": set(),
+         "tokenizer": {"tools.adopted", "tools.machine"},
          "sample": {"data", "tokenizer", "model", "tools.films", "tools.machine"},
          "train": {"data", "tokenizer", "model", "tools.machine", "tools.shards"}}
 OURS = {"data", "tokenizer", "model", "sample", "train", "tools", "experiments"} | {

@@ -142,10 +142,12 @@ def tiles(codes, right, colors, shape):
 @torch.inference_mode()
 def code_colors(tokenizer):
     """The mean color of each code, the middle of nine: uint8 (M, 4)."""
-    codes = torch.arange(tokenizer.config.codebook_size, device=tokenizer.vq.codebook.device)
-    squares = codes.view(-1, 1, 1, 1).expand(-1, 1, 3, 3)
-    pixels = [to_uint8(tokenizer.decode(x))[:, 0, 8:16, 8:16] for x in squares.split(256)]
-    means = np.concatenate(pixels).mean((1, 2)).round().astype(np.uint8)
+    device = next(tokenizer.buffers()).device
+    codes = torch.arange(tokenizer.config.codebook_size, device=device).repeat_interleave(3)
+    # a strip of 256 codes is one picture: adopted tokenizers decode one at a time
+    strips = [tokenizer.decode(x.expand(1, 1, 3, -1)) for x in codes.split(3 * 256)]
+    pixels = [to_uint8(x)[0, 0, 8:16].reshape(8, -1, 24, 3)[:, :, 8:16] for x in strips]
+    means = np.concatenate(pixels, 1).mean((0, 2)).round().astype(np.uint8)
     return np.pad(means, ((0, 0), (0, 1)), constant_values=255)
 
 

@@ -506,7 +506,7 @@ def parse():
         help="csv: those of video, its folder (may be blank), its caption")
     add("--clips", type=int, default=8192, help="toy: how many")
     add("--clips-per-video", type=int, default=1, help="at most")
-    add("--ckpt", help="folder of tokenizer.pt (default: the shipped toy's)")
+    add("--ckpt", help="folder of a tokenizer (default: the shipped toy's)")
     add("--out", help="folder to write; finished parts in it are kept")
     add("--index", action="store_true", help="no tokens, for stage 0")
     add("--part", type=int, default=1000,
