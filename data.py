@@ -8,7 +8,6 @@
 
 Below them stands the storybook, the toy world. This file uses no neural network.
 """
-import re
 import zlib
 
 import numpy as np
@@ -184,10 +183,6 @@ def caption_of(attributes, form=CANONICAL):
         words |= {f"{slot}{i}": word for i, word in enumerate(WORDS[attributes[name]])}
     return form.format(**words), tuple(name for name in TOY if "{" + name in form)
 
-def unknown_words(prompt):
-    """The words that no caption of the storybook has."""
-    return [word for word in re.findall(r"\w+", prompt) if word not in VOCABULARY]
-
 def land_heights(rng, land, n):
     """Draw the height of the land in n columns, 8 to 24 pixels: a random
     process that could go on for ever."""
@@ -282,10 +277,8 @@ def draw_clip(seed, frames, a):
     return video, (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 def toy_clip(rng, frames=65, attributes=None):
-    """Draw a clip -> uint8 (T, 64, 64, 3), its caption, its attributes.
-
-    attributes: some or all of `toy_attributes`; the others are drawn. Added
-    to them: "said", the names of those in the caption, and the "box"."""
+    """Draw a clip -> uint8 (T, 64, 64, 3), its caption, its attributes, of which some
+    may be given. Added to them: "said", those in the caption, and the "box"."""
     a = toy_attributes(rng) | (attributes or {})
     form = CANONICAL if rng.random() < 0.3 else wording(rng)
     caption, a["said"] = caption_of(a, form)

@@ -120,9 +120,7 @@ def tokenizer_training(args, saved, device):
     if tokenizer_in(args.out) == "adopted":
         raise ValueError(f"{args.out} holds an adopted tokenizer: stage 0 needs another --out")
     preset = TOKENIZER_PRESETS["toy" if args.preset == "toy" else "paper"]
-    config = machine.config_of(args, saved, preset)
-    machine.check_memory(VideoTokenizer, config, args, device)
-    model = VideoTokenizer(config)
+    model = VideoTokenizer(machine.config_of(args, saved, preset, VideoTokenizer, device))
     objective = TokenizerLoss(model, args.adversarial_weight, args.perceptual_weight)
     discriminator = objective.discriminator
     for module in (model.encoder, model.decoder) if args.compile else ():
@@ -148,8 +146,7 @@ def decoder_training(args, saved, device):
     size, t = tokenizer.config.resolution, latent_frames(tokenizer.config.frames)
     config = machine.config_of(args, saved, dataclasses.replace(
         PRESETS[args.preset], latent_shape=(t, size // 8, size // 8),
-        video_vocab=tokenizer.config.codebook_size))
-    machine.check_memory(Llama, config, args, device)
+        video_vocab=tokenizer.config.codebook_size), Llama, device)
     text = TextTokenizer(config.text_tokenizer)
     with torch.device("meta" if args.fsdp else "cpu"):
         model = Llama(config)
@@ -242,11 +239,9 @@ def main():
         pairs = {name: x.tolist() for name, x in totals.items()}
         stop = pairs.pop("stop")[0] > 0  # of any rank
         frames, seconds = frames_of_step(args, step), time.perf_counter() - began
-        tokens = n * ranks * latent_frames(frames) * (training.size // 8) ** 2
         line = {"stage": args.stage, "step": step, "frames": frames, "lr": lr,
                 **{name: x / count for name, (x, count) in pairs.items() if count},
-                "grad_norm": norms[0], "skipped": skipped, "data_wait": waited / seconds,
-                "tokens_per_s": tokens / seconds}
+                "grad_norm": norms[0], "skipped": skipped, "data_wait": waited / seconds}
         saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
         if saving and not stop:
             line["val_loss"] = validate(training, objective, validation, FRAMES[args.stage])

@@ -58,12 +58,11 @@ def check_seed(seed):
         raise ValueError(f"the seed must be 0 to 2**64 - 1, not {seed}")
 
 
-def check_memory(network, config, args, device):
+def check_memory(network, args, device):
     """Raise ValueError if weights, gradients and AdamW's two moments, 16 bytes
     per parameter, are more than the memory. Activations come on top of them:
     see experiments/scale.py."""
-    with torch.device("meta"):
-        n = sum(p.numel() for p in network(config).parameters())
+    n = sum(p.numel() for p in network.parameters())
     ranks, local = (int(os.environ.get(x, 1)) for x in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if device.type == "cuda":
         there, local = torch.cuda.get_device_properties(device).total_memory, 1
@@ -301,9 +300,10 @@ def add_flags(parser):
             nargs=4 if name in LEVELS else None)
 
 
-def config_of(args, saved, preset):
-    """The checkpoint's config (its flags must agree), or preset and flags.
-    Flags of the other network are ignored: one line of flags does for all."""
+def config_of(args, saved, preset, network, device):
+    """The checkpoint's config (its flags must agree), or preset and flags, for
+    a network that fits into memory. Flags of the other network are ignored: one
+    line of flags does for all."""
     config = type(preset)(**saved["config"]) if saved else preset
     flags = {name: tuple(x) if isinstance(x, list) else x for name, x in vars(args).items()
              if name in SIZES | LEVELS and hasattr(config, name) and x is not None}
@@ -316,6 +316,8 @@ def config_of(args, saved, preset):
         raise ValueError("--dim must be a multiple of twice --n-heads")
     if saved and (config, saved["args"]["preset"]) != (changed, args.preset):
         raise ValueError("the checkpoint has another config")
+    with torch.device("meta"):
+        check_memory(network(changed), args, device)
     return changed
 
 
