@@ -193,6 +193,24 @@ def test_the_film_is_neither_its_cover_nor_its_sound(tmp_path):
             read_clip(CASES / name, 1, FPS, 64)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_sound_that_is_longer_than_the_picture(tmp_path, name):
+    with av.open(str(tmp_path / name), "w") as file:
+        pictures, sound = file.add_stream("libx264", rate=25), file.add_stream("aac", rate=8000)
+        pictures.width = pictures.height = 64
+        for _ in range(50):
+            file.mux(pictures.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+        for _ in range(10):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+            silence.sample_rate = 8000
+            file.mux(sound.encode(silence))
+        for stream in pictures, sound:
+            file.mux(stream.encode())
+    with open_film(tmp_path / name) as (film, stream):
+        assert film.duration > 9_000_000
+        assert duration(film, stream) == pytest.approx(2)
+
+
 def test_prepare_counts_the_film_itself(tmp_path):
     for path in CASES.glob("*.mp4"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -192,7 +192,9 @@ def read_image(file, size):
     clip of one frame: uint8 (1, size, size, 3)."""
     picture = ImageOps.exif_transpose(Image.open(file))
     if picture.mode.startswith("I"):  # 16-bit gray, which Pillow would clip
-        picture = Image.fromarray(np.rint(np.array(picture) / 257).astype(np.uint8))
+        gray = np.array(picture)
+        gray[gray == picture.info.get("transparency", -1)] = 65535
+        picture = Image.fromarray(np.rint(gray / 257).astype(np.uint8))
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture).convert("RGB")
