@@ -283,25 +283,17 @@ def tokenizer_of(args, saved, device):
     return tokenizer, digest
 
 def parse():
-    p = argparse.ArgumentParser(description="The four trainings.")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
-    add("--stage", type=int, choices=range(4), required=True)
-    add("--preset", choices=PRESETS, default="toy")
-    add("--videos", default="toy", metavar="A,B", help="by tools/prepare.py")
-    add("--images", metavar="C,D", help="default: the videos' frames")
-    add("--steps", type=int)
-    add("--batch-size", type=int, help="clips of the longest length, in all")
-    add("--micro-batch", type=int, help="65-frame clips at once on a device")
-    add("--lr", type=float)
-    add("--warmup", type=int)
-    add("--image-every", type=int, default=5, help="steps; 0 is never")
-    add("--lambda", dest="lambda_", type=float, default=1.0, help="Eq. (2)")
-    add("--returns", type=float, help="share of clips that contradict their caption for a while")
-    add("--adversarial-weight", type=float)
-    add("--adversarial-start", type=float, help="0 to 1")
-    add("--perceptual-weight", type=float)
-    add("--seed", type=int, default=0)
-    machine.add_flags(p)
+    add("--stage", type=int, choices=range(4), required=True, help="see above")
+    add("--preset", choices=PRESETS, default="toy", help="sizes and numbers of the training")
+    add("--videos", default="toy", metavar="A,B", help="folders by tools/prepare.py, or toy")
+    add("--images", metavar="C,D", help="the same; default: the videos' first frames")
+    add("--image-every", type=int, default=5, help="a step of images in 5 (0: none)")
+    add("--lambda", dest="lambda_", type=float, default=1.0, help="of Eq. (2), 1")
+    add("--seed", type=int, default=0, help="of weights and samples, 0")
+    machine.add_flags(p, TOY, PAPER)
     args = p.parse_args()
     preset = TOY if args.preset == "toy" else PAPER
     for name, x in (preset | {"images": args.videos}).items():

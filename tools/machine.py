@@ -272,19 +272,36 @@ SIZES = {  # numbers of the presets that flags may change
     "resolution": "pixels, height = width", "codebook_size": "codes",
     "code_dim": "numbers per code", "base_channels": "channels of the finest level"}
 LEVELS = {  # four each, from fine to coarse
-    "multipliers": "channels, as multiples of --base-channels",
-    "encoder_blocks": "residual blocks", "decoder_blocks": "residual blocks",
-    "encoder_kernels": "size of the kernels"}
+    "multipliers": "channels of each level, as multiples of --base-channels",
+    "encoder_blocks": "residual blocks of each level",
+    "decoder_blocks": "the same", "encoder_kernels": "size of each level's kernels"}
 
 
-def add_flags(parser):
-    """The flags of train.py that say where and how it runs, and the sizes."""
+NUMBERS = {  # of the presets of a training, which flags may change, too
+    "steps": "in all",
+    "batch_size": "clips of the longest length per step, in all",
+    "micro_batch": "65-frame clips, or as many tokens, at once on a device",
+    "lr": "learning rate at its highest",
+    "warmup": "steps until then, at most half of all",
+    "save_every": "steps between checkpoints, each with a validation",
+    "returns": "share of clips that contradict their caption for a while",
+    "perceptual_weight": "of LPIPS, stage 0",
+    "adversarial_weight": "of the discriminator's score, stage 0",
+    "adversarial_start": "from this share of the steps on, 0 to 1"}
+
+
+def add_flags(parser, toy, paper):
+    """The flags of train.py that have a home here or in its presets."""
+    add = parser.add_argument_group("training (of several numbers, a stage's)").add_argument
+    for name, help in NUMBERS.items():
+        number = paper[name][0] if isinstance(paper[name], tuple) else paper[name]
+        add("--" + name.replace("_", "-"), type=type(number), metavar="N",
+            help=f"{help}; toy {toy[name]}, else {paper[name]}")
     add = parser.add_argument_group("files").add_argument
     add("--out", type=Path, default="out", help="folder of checkpoints and metrics.jsonl")
     add("--init", metavar="PATH", help="a checkpoint to start from, or 'none'")
     add("--resume", action="store_true", help="go on from --out")
     add("--overwrite", action="store_true", help="start this stage again")
-    add("--save-every", type=int, metavar="STEPS", help="and validate")
     add("--logger", choices=["tensorboard", "wandb"], help="beside metrics.jsonl")
     add = parser.add_argument_group("machine").add_argument
     add("--device", help=f"default: {DEVICE}")
@@ -296,7 +313,7 @@ def add_flags(parser):
     add("--fsdp", action="store_true", help="weights divided among processes")
     add = parser.add_argument_group("sizes", "instead of the preset's").add_argument
     for name, help in (SIZES | LEVELS).items():
-        add("--" + name.replace("_", "-"), type=int, help=help,
+        add("--" + name.replace("_", "-"), type=int, help=help, metavar="N",
             nargs=4 if name in LEVELS else None)
 
 
