@@ -18,6 +18,7 @@ from conftest import ONE_THREAD, ROOT, TINY, command, fails, metrics, run
 from data import TextTokenizer
 from model import prefix_tokens
 from tokenizer import SHIPPED
+from tools import machine
 from train import FRAME_RANGES, PAPER, decoder_loss, micro_batches
 
 
@@ -314,6 +315,24 @@ def test_one_training_at_a_time_in_a_folder(tiny, tmp_path):
     other.kill()
     other.wait()
     run(*train)
+
+
+@pytest.mark.parametrize("version, warned", [(91002, True), (91500, False)])
+def test_old_cudnn_is_named(monkeypatch, capsys, version, warned):
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    machine.check_cudnn("cuda:0")
+    machine.check_cudnn("cpu")
+    assert capsys.readouterr().err.count(f"cuDNN {version}") == warned
+
+
+def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
+    """Before a weight is allocated; and a paper's preset never starts on a CPU by accident."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 10 ** 4, "SC_PAGE_SIZE": 4096}.get)
+    error = fails("train.py", "--stage", 0, "--out", tmp_path)  # 16 bytes for each of 3.9 M
+    assert "0.1 GiB for weights" in error and "0.0 GiB are there" in error
+    if not torch.cuda.is_available():
+        assert "--device cpu trains 7b" in fails("train.py", "--stage", 1, "--preset", "7b",
+                                                 "--out", tmp_path)
 
 
 @pytest.mark.parametrize("stage", [0, 1])

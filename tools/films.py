@@ -190,15 +190,17 @@ def read_media(clip, n_frames, fps, size, start):
 def read_image(file, size):
     """The square centre of an image, white where it is transparent, as a
     clip of one frame: uint8 (1, size, size, 3)."""
-    picture = ImageOps.exif_transpose(Image.open(file))
+    picture = Image.open(file)
+    picture.draft("RGB", (2 * size, 2 * size))  # a JPEG need not be decoded in full
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16-bit gray, which Pillow would clip
         gray = np.array(picture)
         gray[gray == picture.info.get("transparency", -1)] = 65535
         picture = Image.fromarray(np.rint(gray / 257).astype(np.uint8))
-    picture = picture.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture).convert("RGB")
-    return np.array(ImageOps.fit(picture, (size, size)))[None]
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return np.array(ImageOps.fit(picture.convert("RGB"), (size, size)))[None]
 
 
 def check_out(path, source=None):

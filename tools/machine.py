@@ -2,7 +2,7 @@
 of a training. It imports none of the five.
 
     check_device, check_seed, check_compiler,    what a user asks for
-    check_memory
+    check_memory, check_cudnn
     start_processes, shard, of_all_ranks         one process, DDP, FSDP
     exchange_gradients, stop_signals            of a training step
     fast_dtype, autocast, set_threads, compiled  what is fast here
@@ -58,6 +58,20 @@ def check_seed(seed):
         raise ValueError(f"the seed must be 0 to 2**64 - 1, not {seed}")
 
 
+def check_cudnn(device):
+    """One line of warning where cuDNN is so old that torch does without it for
+    3D convolutions in bfloat16 (9.8 to 9.14)."""
+    version = torch.backends.cudnn.version() or 0
+    if torch.device(device).type == "cuda" and version < 91500:
+        print(f"cuDNN {version} slows the tokenizer's convolutions several times: "
+              "pip install nvidia-cudnn-cu12 or -cu13, 9.15 or newer", file=sys.stderr)
+
+
+def reading_workers():
+    """How many processes may read files: this rank's cores but one."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
+
+
 def check_memory(network, args, device):
     """Raise ValueError if weights, gradients and AdamW's two moments, 16 bytes
     per parameter, are more than the memory. Activations come on top of them:
@@ -86,6 +100,8 @@ def start_processes(args):
     args.device = args.device or DEVICE
     check_device(args.device)
     check_seed(args.seed)
+    if args.stage == 0:
+        check_cudnn(args.device)
     if args.logger:
         importlib.import_module(args.logger)  # before anything is written
     if args.compile:  # layer by layer, which already overlaps with DDP's work
@@ -305,7 +321,8 @@ def add_flags(parser, toy, paper):
     add("--logger", choices=["tensorboard", "wandb"], help="beside metrics.jsonl")
     add = parser.add_argument_group("machine").add_argument
     add("--device", help=f"default: {DEVICE}")
-    add("--workers", type=int, default=4 if DEVICE == "cuda" else 0, help="that load data")
+    add("--workers", type=int, default=reading_workers() if DEVICE == "cuda" else 0,
+        help="processes that load data; 0 on a CPU")
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
         help="of matrix products; auto: the faster one")
     add("--compile", action=argparse.BooleanOptionalAction, default=DEVICE == "cuda")

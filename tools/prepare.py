@@ -63,7 +63,14 @@ from tools.films import (  # noqa: E402
     read_frames,
     read_image,
 )
-from tools.machine import autocast, check_device, check_seed, fast_dtype  # noqa: E402
+from tools.machine import (  # noqa: E402
+    autocast,
+    check_cudnn,
+    check_device,
+    check_seed,
+    fast_dtype,
+    reading_workers,
+)
 from tools.shards import read_meta, shards_of  # noqa: E402
 
 LENGTHS = (65, 17, 1)  # frames of the clips of stages 3, 2 and 1 (Sec. 3.2)
@@ -497,8 +504,7 @@ def start(out, meta):
 def parse():
     p = argparse.ArgumentParser(description="Captioned clips -> token shards.")
     add, cuda = p.add_argument, torch.cuda.is_available()
-    gpu, ranks = (int(os.environ.get(name, default)) for name, default in
-                  (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    gpu = int(os.environ.get("LOCAL_RANK", 0))
     add("--source", choices=["toy", "folder", "csv", "tar"], default="toy")
     add("--input", help="the folder, csv file, tar file or folder of tars")
     add("--root", default="", help="csv: the folder of the videos")
@@ -512,8 +518,7 @@ def parse():
     add("--part", type=int, default=1000,
         help="files per part (each tar is one part)")
     add("--batch-size", type=int, default=4, help="clips of 65 frames at once")
-    add("--workers", type=int, default=max(1, (os.cpu_count() or 1) // ranks - 1),
-        help="processes that read files")
+    add("--workers", type=int, default=reading_workers(), help="processes that read files")
     add("--seed", type=int, default=0, help="toy")
     add("--device", default=f"cuda:{gpu}" if cuda else "cpu")
     add("--inspect", metavar="DIR", help="tell what a folder of shards holds")
@@ -540,6 +545,7 @@ def parse():
 def main():
     args = parse()
     check_device(args.device)
+    check_cudnn(args.device)
     device = torch.device(args.device)
     if args.inspect:
         return inspect(args.inspect, args.ckpt, device)
