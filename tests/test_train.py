@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -196,7 +197,9 @@ def test_compiled_stage_0_keeps_its_graphs(tmp_path, eager):
     assert one == pytest.approx(two, rel=1e-3)
 
 
-def test_compiled_fsdp(tiny, tmp_path):
+def test_compiled_fsdp_on_two_nodes(tiny, tmp_path):
+    """Two torchruns, each a node of one process: whole weights on each, gradients exchanged
+    once per step."""
     script = tmp_path / "eager.py"
     script.write_text(f"""import functools, runpy, sys, torch
 sys.path[0] = {ROOT!r}
@@ -204,14 +207,36 @@ torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backe
 torch.compile = functools.partial(torch.compile, backend="eager")
 runpy.run_path({ROOT!r} + "/train.py", run_name="__main__")
 """)
-    args = ["--stage", 3, "--steps", 6, "--batch-size", 2, *TINY]
+    args = ["--stage", 3, "--steps", 6, "--batch-size", 4, "--micro-batch", 1, *TINY]
     for name in ("plain", "compiled"):
         start_of(3, tiny, tmp_path / name)
-    run("train.py", *args, "--micro-batch", 1, "--out", tmp_path / "plain")
-    run(script, *args, "--fsdp", "--compile", "--checkpoint-activations",
-        "--out", tmp_path / "compiled", ranks=2)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launch, *rest = command(script, *args, "--fsdp", "--compile", "--checkpoint-activations",
+                            "--out", tmp_path / "compiled", ranks=1)
+    nodes = [subprocess.Popen(
+        [launch, *rest[:2], "--nnodes", "2", "--node-rank", str(i), "--master-addr", "localhost",
+         "--master-port", str(port), *rest[2:]], env=ONE_THREAD) for i in range(2)]
+    run("train.py", *args, "--out", tmp_path / "plain")
+    assert [node.wait(timeout=240) for node in nodes] == [0, 0]
     plain, compiled = (losses(tmp_path / name, 3) for name in ("plain", "compiled"))
     assert plain == pytest.approx(compiled, rel=1e-4)
+
+
+def test_nodes_without_a_shared_disk_are_refused(tiny, monkeypatch):
+    """Where one process would resume and another begin, both would wait for ever."""
+    def gathered(found, mine):
+        found[:] = mine, (False, None)
+
+    monkeypatch.setattr(machine.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(machine.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(machine.dist, "all_gather_object", gathered)
+    saved = torch.load(tiny / "stage1.pt", weights_only=True)
+    args = SimpleNamespace(out=tiny, stage=1, resume=True, overwrite=False, init=None,
+                           **{k: v for k, v in saved["args"].items() if k != "stage"})
+    with pytest.raises(ValueError, match="a disk that all nodes share"):
+        machine.starting_point(args, ["tokenizer", "stage1"], torch.device("cpu"))
 
 
 def test_no_loss_where_frames_contradict_the_caption():
