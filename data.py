@@ -172,6 +172,7 @@ def wording(rng, held=False, dense=False):
                 form = f"{clause}, {form}"
             else:
                 form += f", {clause}" if again else f" {clause}"
+        # a hash decides, so that it is always the same fifth
         if (zlib.crc32(form.encode()) % 5 == 1) == held:
             return form
 
@@ -193,7 +194,7 @@ def land_heights(rng, land, n):
     if land == "mountains":  # the highest of many slopes
         gap, top = 4 * rng.integers((3, 4), (8, 7), (n, 2)).T
         slopes = top - np.abs(np.arange(64, 64 + n)[:, None] - gap.cumsum())
-        return np.maximum(8, slopes.max(1))  # from 64 on, where many overlap
+        return np.maximum(8, slopes.max(1))  # from 64 on, where slopes come from both sides
     width, floors = rng.integers((1, 2), (3, 7), (n, 2)).T  # buildings
     return np.repeat(4 * floors, 8 * width)[64:64 + n]
 
@@ -304,10 +305,12 @@ def toy_return(rng, frames):
             b["opacity"] = rng.choice([0, 0.5])
     seed, (first, end) = rng.integers(2 ** 62), wrong_latents(rng, latent_frames(frames))
     right, wrong = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
-    # where latent frame `first` or `end` begins, one fades into the other in 2 to 6 frames
-    rise, fall = (np.clip((np.arange(frames) + 1 - (4 * n - 3)) / rng.integers(2, 7), 0, 1)
-                  for n in (first, end))
-    share = np.tile(((rise if first else 1) * (1 - fall))[:, None, None, None], (SIZE, 1))
+
+    def fade(n):  # from 0 to 1 in 2 to 6 frames, from the start of latent frame n on
+        return np.clip((np.arange(frames) + 4 - 4 * n) / rng.integers(2, 7), 0, 1)
+
+    share = (fade(first) if first else 1) * (1 - fade(end))  # of what is wrong
+    share = np.tile(share[:, None, None, None], (SIZE, 1))
     if rng.random() < 0.25:
         left, after = np.sort(8 * rng.integers(9, size=2))
         share[:, :, left:after] = 0  # right all along

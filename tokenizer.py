@@ -106,7 +106,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # images lose p = 0 (see forward); it starts as p = 1
+        if temporal:  # images train p = 1 only (see forward): p = 0 starts as its copy
             for p in self.conv.parameters():
                 p.data[:len(p) // 2] = p.data[len(p) // 2:]
 
@@ -202,7 +202,8 @@ class ClusteringVQ(nn.Module):
 
         n_k of the n latents chose code k. All ranks draw the same anchors.
         """
-        latents, tokens = (machine.of_all_ranks(torch.cat(x)) for x in zip(*self.seen))
+        latents, tokens = map(torch.cat, zip(*self.seen))  # of all micro-batches
+        latents, tokens = machine.of_all_ranks(latents), machine.of_all_ranks(tokens)
         self.seen = []
         if not finite:
             return
