@@ -2,8 +2,8 @@
 
 Each clip of a long video begins with five frames that were decoded from tokens and encoded again.
 Here that is repeated without a model: encode, decode, encode ..., a dozen times.
-Decides: PSNR of the context after twelve generations minus that after one, on --n drawn clips, paired;
-within 2 dB there is no difference to speak of.
+Decides: PSNR of the context after twelve generations minus that after one, on --n drawn clips,
+paired; within 2 dB there is no difference to speak of.
 Also: the share of tokens that change from one generation to the next.
 
     python experiments/generations.py
