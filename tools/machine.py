@@ -159,6 +159,8 @@ def stop_signals():
 
 
 def end_processes():
+    while LOCKS:
+        LOCKS.pop().close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if dist.is_initialized():
