@@ -36,7 +36,8 @@ from tools.play import PROMPTS, code_colors  # noqa: E402
 MOST = 50  # M parameters: 100 MB to be loaded
 
 
-def hugging_face_config(config, dtype):
+def hugging_face_config(model):
+    config, keys = model.config, model.model.layers[0].self_attn.k_proj.out_features
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -45,7 +46,7 @@ def hugging_face_config(config, dtype):
         "intermediate_size": config.ffn_dim,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_heads,
+        "num_key_value_heads": keys * config.n_heads // config.dim,  # of grouped queries
         "max_position_embeddings": config.max_len,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
@@ -54,7 +55,7 @@ def hugging_face_config(config, dtype):
         "pad_token_id": None,  # padding is attended to, it needs no mask
         "bos_token_id": config.sot,
         "eos_token_id": config.eoi,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
     }
 
 
@@ -65,7 +66,7 @@ def export(model, folder):
         from safetensors.torch import save_file
     except ImportError as e:
         raise ValueError("safetensors is needed: pip install safetensors") from e
-    config = hugging_face_config(model.config, model.lm_head.weight.dtype)
+    config = hugging_face_config(model)
     os.makedirs(folder, exist_ok=True)
     save_file(model.state_dict(), os.path.join(folder, "model.safetensors"),
               {"format": "pt"})
