@@ -250,7 +250,8 @@ def main():
             log(line)
         if skipped == 10:
             raise ValueError("10 gradients in a row are not finite: try a lower --lr")
-        bar.set_postfix(loss=line["loss"], frames=frames)
+        shown = "loss" if args.stage else "psnr"  # stage 0's loss jumps when D begins to play
+        bar.set_postfix({shown: line[shown]}, frames=frames)
         if saving or stop:
             machine.save(args, NAMES[args.stage], step + 1, training, optimizer)
         if stop:

@@ -3,6 +3,7 @@
 
     python experiments/reconstruct.py                       # 100 toy clips of 65 frames
     python experiments/reconstruct.py --picture FILE.png    # and a picture of the first four
+    python experiments/reconstruct.py --films DIR           # your own, by tools/prepare.py --index
 """
 import argparse
 import copy
@@ -15,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import latent_frames, to_float, to_uint8, toy_clip  # noqa: E402
+from data import Clips, latent_frames, to_float, to_uint8, toy_clip, video_frames  # noqa: E402
 from tokenizer import VideoTokenizer, load_tokenizer  # noqa: E402
 
 
@@ -40,43 +41,53 @@ def receptive_field(tokenizer, x):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--ckpt", help="folder of a tokenizer (default: the shipped toy weights)")
-    p.add_argument("--clips", type=int, default=100)
+    p.add_argument("--clips", type=int, default=100, help="how many")
+    p.add_argument("--films", metavar="DIR", help="clips of these films, not the storybook's")
+    p.add_argument("--frames", type=int, help="of each clip, 1 + 4k (default: the tokenizer's)")
     p.add_argument("--picture", help="write originals above reconstructions here")
     args = p.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, _ = load_tokenizer(args.ckpt, device)
+    frames = args.frames or tokenizer.config.frames
+    films = args.films and Clips(args.films, args.films, 777, 0, tokenizer.config.resolution)
     frame, box, used, rows = [], [], set(), []
     flips, compared, future, fresh = 0, 0, 0, []
     for i in tqdm(range(args.clips)):
-        rng = np.random.default_rng([777, i])
-        video, _, attributes = toy_clip(rng, tokenizer.config.frames)
+        if films:
+            video = films[0, i, frames][0]
+        else:
+            video, _, attributes = toy_clip(np.random.default_rng([777, i]), frames)
         x = to_float(video)[None].to(device)
         tokens = tokenizer.encode(x)
         decoded = tokenizer.decode(tokens)
         recon = to_uint8(decoded)[0]
         frame.append(psnr(video, recon))
-        x0, y0, x1, y1 = attributes["box"]
-        box.append(psnr(video[:, y0:y1, x0:x1], recon[:, y0:y1, x0:x1]))
+        if not films:
+            x0, y0, x1, y1 = attributes["box"]
+            box.append(psnr(video[:, y0:y1, x0:x1], recon[:, y0:y1, x0:x1]))
         used |= set(tokens.unique().tolist())
         # the first frames of the clip have its first tokens, and its first decoded frames
-        for n in (1, 5, 9, 17):
+        for n in (1, 5, 9, min(17, frames)):
             first = tokens[:, :latent_frames(n)]
             flips += (tokenizer.encode(x[:, :, :n]) != first).sum().item()
             compared += first.numel()
             difference = tokenizer.decode(first) - decoded[:, :, :n]
             future = max(future, difference.abs().max().item())
         # encoded afresh from frame 32 on, as when a clip is extended
-        again = tokenizer.encode(x[:, :, 32:])
-        fresh.append((again != tokens[:, latent_frames(33) - 1:]).float().mean((0, 2, 3)).tolist())
+        half = video_frames(latent_frames(frames) // 2 + 1) - 1  # such as 32
+        again = tokenizer.encode(x[:, :, half:])
+        old = tokens[:, latent_frames(half + 1) - 1:]
+        fresh.append((again != old).float().mean((0, 2, 3)).tolist())
         if i < 4:
             rows += [np.concatenate(v[::16], 1) for v in (video, recon)]
 
     codes = tokenizer.config.codebook_size
-    print(f"PSNR {np.mean(frame):.2f} dB over the frame, {np.mean(box):.2f} dB in the "
-          f"traveller's box; {len(used)} of {codes} codes used ({len(used) / codes:.1%})")
+    traveller = f", {np.mean(box):.2f} dB in the traveller's box" if box else ""
+    print(f"PSNR {np.mean(frame):.2f} dB over the frame{traveller}; "
+          f"{len(used)} of {codes} codes used ({len(used) / codes:.1%})")
     print(f"prefixes of 1, 5, 9, 17 frames: {flips} of {compared} tokens differ; decoded frames "
           f"differ by at most {future:.1e} without the future tokens")
-    print("encoded afresh from frame 32, tokens that change, by latent frame: "
+    print(f"encoded afresh from frame {half}, tokens that change, by latent frame: "
           + " ".join(f"{share:.0%}" for share in np.mean(fresh, axis=0)))
     if isinstance(tokenizer, VideoTokenizer):  # an adopted one cannot compute in float64
         print(f"the first frame is seen in {receptive_field(tokenizer, x)} latent frames")
