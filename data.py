@@ -43,7 +43,7 @@ class TextTokenizer:
     def __init__(self, kind="bytes"):
         ranks = {bytes([i]): i for i in range(256)}
         pattern = r" [a-z]+|[\s\S]"
-        if kind == "storybook":
+        if kind == "storybook":  # a word that is a whole piece needs no merges
             ranks |= {b" " + w.encode(): 256 + i for i, w in enumerate(VOCABULARY)}
         elif kind == "gpt2":
             try:
@@ -67,10 +67,10 @@ class Clips(torch.utils.data.Dataset):
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    returns: share of longer clips that show something else than their caption
-    says in latent frames first ... end - 1, wrong = (first, end), and then what
-    it says: another clip's tokens, or see `toy_return`. They teach the model to
-    trust words over frames (our choice).
+    returns: share of longer clips whose frames contradict the caption for a while
+    and then return to it, so that the model learns to trust words over frames (our
+    choice). Latent frames first ... end - 1 are wrong = (first, end): another clip's
+    tokens, or see `toy_return`. Clips without caption have none.
     validation: other samples, the last 64th of the clips, nothing dropped.
     """
 
@@ -193,15 +193,16 @@ def land_heights(rng, land, n):
         return 16 + 8 * np.tanh(0.9 * noise / np.linalg.norm(kernel))
     if land == "mountains":  # the highest of many slopes
         gap, top = 4 * rng.integers((3, 4), (8, 7), (n, 2)).T
+        # peak i stands at gap.cumsum()[i]; columns from 64 on have peaks on both sides
         slopes = top - np.abs(np.arange(64, 64 + n)[:, None] - gap.cumsum())
-        return np.maximum(8, slopes.max(1))  # from 64 on, where slopes come from both sides
+        return np.maximum(8, slopes.max(1))
     width, floors = rng.integers((1, 2), (3, 7), (n, 2)).T  # buildings
     return np.repeat(4 * floors, 8 * width)[64:64 + n]
 
 def paint(pictures, color, radius, start, *ends):
-    """Paint a thick stroke from start to an end, for each picture its own,
-    into premultiplied RGBA (N, 64, 64, 4). A point (x, y) is the complex number
-    x + yj, so that abs() of a difference is a distance."""
+    """Paint a thick stroke into each picture of premultiplied RGBA (N, 64, 64, 4),
+    from start to its own end, to the only one, or a disk if there is none. A point
+    (x, y) is the complex number x + yj: abs() of a difference is a distance."""
     y, x = np.indices((SIZE, SIZE)) + 0.5
     point, way = x + 1j * y - start, np.reshape(ends or start, (-1, 1, 1)) - start
     along = (point * np.conj(way)).real / np.maximum(np.abs(way) ** 2, 1)
@@ -293,8 +294,8 @@ def wrong_latents(rng, t):
     return first, first + int(rng.integers(1, min(6, t - first)))
 
 def toy_return(rng, frames):
-    """Draw a clip that contradicts its caption in `wrong_latents`, everywhere or
-    in some columns of the picture -> video, caption, (first, end)."""
+    """Draw a clip that contradicts its caption in `wrong_latents`, in all or some
+    columns, and then fades into what it says -> video, caption, (first, end)."""
     a = toy_attributes(rng)
     caption, said = caption_of(a, CANONICAL if rng.random() < 0.3 else wording(rng))
     b = a  # what is seen instead, maybe a faint traveller or none

@@ -49,7 +49,7 @@ PRESETS = {
     "toy": ModelConfig(dim=192, n_layers=8, n_heads=6, ffn_dim=512,
                        text_vocab=316, video_vocab=1024, text_len=48,
                        text_tokenizer="storybook", latent_shape=(17, 8, 8),
-                       rope_theta=100.0),
+                       rope_theta=100.0),  # our choice
     "700m": ModelConfig(),
     "3b": ModelConfig(dim=3072, n_layers=24, n_heads=24, ffn_dim=8192),
     "7b": ModelConfig(dim=4096, n_layers=32, n_heads=32, ffn_dim=11008),
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.checkpoint_activations = False  # see train.py
+        self.checkpoint_activations = False  # True: computed twice, to save memory
 
     def forward(self, tokens, cache=None):
         """tokens (B, S) -> states (B, S, dim)"""
@@ -238,7 +238,7 @@ class KVCache:
 
 def cache_to_compile(model, batch, window=1):
     """A KVCache for torch.compile, which makes a graph for each length that is
-    read: by quarters there are four. CUDA graphs write to it in place."""
+    read: rounded up to quarters, there are four. CUDA graphs need fixed addresses."""
     cache = KVCache(model, batch, window)
     cache.block = math.ceil(len(cache.all_positions) / 4)
     for x in cache.k + cache.v:

@@ -56,7 +56,7 @@ def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
 def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
                     floor=0.0, watch=None, cache=None, step=next_codes):
     """Write the next n video tokens of each row -> codes (B, n) int64. This is
-    --window 1; by default `jacobi` writes the same in fewer passes.
+    --window 1; otherwise `jacobi` writes the same, up to rounding, in fewer passes.
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
     generator: one torch.Generator per row, on the model's device. Guidance
@@ -66,7 +66,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     """
     config, rows = model.config, 1 + (cfg_scale != 1)  # of each video
     noise = draw_noise(n, config, generator)
-    scale, temperature, floor = torch.tensor(
+    scale, temperature, floor = torch.tensor(  # compiled once for all values
         [cfg_scale, temperature, floor], device=prefix.device)
     cache = cache or KVCache(model, rows * len(prefix))
     cache.length = 0
@@ -74,7 +74,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     codes = prefix[:, :0]
     for i in range(n):
         cache.advance(tokens.shape[1])
-        draw = step if i else next_codes  # the prefix has another shape
+        draw = step if i else next_codes  # the prefix, longer, is not compiled
         new = draw(model, tokens, cache, noise[:, i:i + 1], scale, top_k, temperature, floor)
         codes = torch.cat([codes, new], 1)
         tokens = (new + config.text_vocab).repeat(rows, 1)
@@ -83,8 +83,9 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     return codes
 
 def draw_noise(n, config, generators, more=0):
-    """Exp(1) for each row, token and code, then ones: (B, n + more, video_vocab).
-    No stride depends on n: torch.compile would make a graph for each n."""
+    """Exp(1) for each row, token and code, then ones for guesses beyond the end:
+    (B, n + more, video_vocab). No stride depends on n, or torch.compile would make
+    a graph for each n."""
     rows = [torch.empty(n, config.video_vocab, device=g.device).exponential_(generator=g)
             for g in generators]
     return F.pad(torch.stack(rows, 1), (0, 0, 0, 0, 0, more), value=1.0).transpose(0, 1)
@@ -115,7 +116,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     old tokens of the last latent frames (Fig. 6), which had all earlier frames as context.
     window: guesses per pass of `jacobi`, by default 32 // B; 1: none. watch:
     see `generate_tokens`. compile: whether to compile `next_codes`. sampling:
-    cfg_scale, top_k, temperature, floor, by default the preset's. ValueError
+    cfg_scale, top_k, temperature, floor, by default the preset's (`load`). ValueError
     for numbers that make no sense.
     """
     config, device, B = model.config, model.lm_head.weight.device, len(prompts)
@@ -134,7 +135,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     def encode(frames):  # uint8 (B, 1 + 4k, H, W, 3) -> tokens (B, 1 + k, h, w)
         return tokenizer.encode(to_float(frames).to(device))
 
-    # of the next clip: tokens that are `known`, frames that were `shown`, such as 2 and 5
+    # of the next clip: known latent frames, such as 2; the 5 frames in them were shown
     known, shown = captions.new_empty(B, 0, h, w), 0
     if start is not None and len(start):
         shown = 1 + (min(len(start), context) - 1) // 4 * 4
@@ -147,7 +148,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
         codes = write(model, prefix, new * h * w, **sampling, generator=generators,
                       watch=watch, cache=cache, step=step)
         tokens = torch.cat([known, codes.view(B, new, h, w)], 1)
-        # in float32, one by one: in a batch, pixels may round differently
+        # one by one, as the weights are in float32: in a batch, pixels may round differently
         clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])
         yield clip[:, shown:end]
         left -= end - shown
@@ -170,10 +171,9 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     at a time would give; those after it are better guesses for the next pass.
     Of several rows the slowest decides. A first guess:
 
-        frame before   this frame     Find the last place where a stood above
-             a             ?          b, guess what came in a's place a frame
-             b                        later, or else a. (Below its last row
-                                      comes the first row of this frame.)
+        frame before   this frame
+             a             ?        the last place that had a above b, too, became
+             b                      c: guess c, or a if there is none
     """
     config, rows = model.config, 1 + (cfg_scale != 1)
     _, h, w = config.latent_shape
@@ -187,7 +187,7 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     ids = F.pad(prefix, (0, n + window), value=config.text_vocab)
     places = torch.arange(ids.shape[1], device=ids.device)
     before = (places - h * w).clamp(min=0)  # the same place in the frame before
-    done, new = 0, window
+    done, new = 0, window  # codes that are right; places without a guess
     while done < n:
         end = P + done + window
         settled, to_guess = slice(P + done), slice(end - new, end)

@@ -47,10 +47,12 @@ TOKENIZER_PRESETS = {
 }
 
 class CausalConv3d(nn.Conv3d):
+    """Frame t sees none after it; stride 2 in time leaves frame 0 alone."""
+
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
         padding = (0, kernel // 2, kernel // 2)
         super().__init__(dim_in, dim_out, kernel, stride, padding)
-        # our choice: past frames start from zero, images never train them
+        # our choice: the weights of past frames start from zero, as images never train them
         self.weight.data[:, :, :-1] = 0
 
     def forward(self, x):
@@ -160,7 +162,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 class ClusteringVQ(nn.Module):
-    """Vector quantization that moves unused codes to latents (Zheng & Vedaldi,
+    """Vector quantization that moves rarely used codes to latents (Zheng & Vedaldi,
     ICCV 2023). Latents and codes have length 1 (our choice).
 
     `forward` quantizes; `reinitialize` moves codes, once per optimizer step,
@@ -179,8 +181,7 @@ class ClusteringVQ(nn.Module):
     def forward(self, z):
         """Latents (B, C, t, h, w) -> quantized (same shape), tokens
         (B, t, h, w) int64, loss (scalar)."""
-        z = z.movedim(1, -1).to(self.codebook.dtype)
-        z = F.normalize(z, dim=-1)  # (B, t, h, w, C)
+        z = F.normalize(z.movedim(1, -1).to(self.codebook.dtype), dim=-1)  # (B, t, h, w, C)
         codes = F.normalize(self.codebook)
         tokens = (z @ codes.T).argmax(-1)  # the nearest codes
         quantized = codes[tokens]
@@ -202,8 +203,8 @@ class ClusteringVQ(nn.Module):
 
         n_k of the n latents chose code k. All ranks draw the same anchors.
         """
-        latents, tokens = map(torch.cat, zip(*self.seen))  # of all micro-batches
-        latents, tokens = machine.of_all_ranks(latents), machine.of_all_ranks(tokens)
+        # of all micro-batches, of all ranks
+        latents, tokens = map(machine.of_all_ranks, map(torch.cat, zip(*self.seen)))
         self.seen = []
         if not finite:
             return

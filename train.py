@@ -1,6 +1,6 @@
 """train.py: the four trainings (Sec. 3.2, Sec. 4.1 "Training").
 
-    --stage 0   the tokenizer: clips of 1, then 17, then 65 frames
+    --stage 0   the tokenizer: images and clips of 1, then 17, then 65 frames
     --stage 1   the language model: images
     --stage 2   images and clips of 17 frames
     --stage 3   images and clips of 65 frames, these by Eq. (2)
@@ -11,7 +11,7 @@
 
 Stages 2 and 3 start from the stage before; 1 to 3 use the tokenizer in --out,
 or the shipped toy's. --out gets tokenizer.pt, stage1.pt ... and metrics.jsonl.
-Sample i of step s depends on (seed, stage, s, i) alone, so a resumed run
+Sample i of a step depends on its numbers alone (see `Clips`), so a resumed run
 continues exactly and any number of processes sees the same batches.
 """
 import argparse
@@ -54,8 +54,9 @@ FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
 # ---- short to long ----
 
 def frames_of_step(args, step):
-    """How many frames each clip of this step has."""
-    if args.image_every and step % args.image_every == 0:  # our choice
+    """How many frames each clip of this step has. The paper trains on images and
+    clips jointly; our choice: every fifth step is of images."""
+    if args.image_every and step % args.image_every == 0:
         return 1
     if args.stage:
         return FRAMES[args.stage]
@@ -89,21 +90,21 @@ def parameter_groups(objective):
         (decay if p.ndim == 2 and not table else rest).append(p)
     return [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
 
-def decoder_loss(objective, config, text, tokens, captions, lambda_, wrong=None):
+def decoder_loss(model, config, text_tokenizer, tokens, captions, lambda_, wrong=None):
     """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones: tokens
     (B, t, h, w) int64 -> loss, and what to log, {name: (sum, count)}. wrong
     (B, 2): latent frames without loss, see `Clips` (our choice)."""
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
     targets = tokens.flatten(1) + config.text_vocab
-    prefix = prefix_tokens(config, [text.encode(c) for c in captions])
+    prefix = prefix_tokens(config, [text_tokenizer.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
     if wrong is not None:
         first, end = wrong.to(tokens.device).T[..., None]  # (B, 2) -> (B, 1) each
         at = torch.arange(t * h * w, device=tokens.device) // (h * w)
         targets = targets.masked_fill((first <= at) & (at < end), -100)  # no loss
     early = latent_frames(EARLY)
-    loss, losses = objective(fed, targets, early * h * w, lambda_ if t > early else 0.0)
+    loss, losses = model(fed, targets, early * h * w, lambda_ if t > early else 0.0)
     losses, counted = (x.view(B, t, h * w) for x in (losses, targets >= 0))
     ranges = {"unweighted_loss": (0, t)} | {
         f"loss_{name}": x for name, x in FRAME_RANGES.items() if x[0] < t}
@@ -132,7 +133,8 @@ def tokenizer_training(args, saved, device):
             loss, logs = objective(to_float(batch[0].to(device, non_blocking=True)), adversarial)
         # plus 0: DDP waits for a gradient of each parameter
         loss = loss + 0 * sum(p.sum() for p in discriminator.parameters())
-        logs["codes_used"] = (model.vq.usage * len(model.vq.usage) > 0.1).float().mean()
+        used = model.vq.usage > 0.1 / len(model.vq.usage)  # a tenth of the mean
+        logs["codes_used"] = used.float().mean()
         B = torch.full_like(loss.detach(), len(batch[0]))
         return loss, {name: (x * B, B) for name, x in logs.items()}
 
