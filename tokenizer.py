@@ -203,7 +203,6 @@ class ClusteringVQ(nn.Module):
 
         n_k of the n latents chose code k. All ranks draw the same anchors.
         """
-        # of all micro-batches, of all ranks
         latents, tokens = map(machine.of_all_ranks, map(torch.cat, zip(*self.seen)))
         self.seen = []
         if not finite:
