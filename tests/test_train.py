@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 import model
 from conftest import ONE_THREAD, ROOT, TINY, command, fails, metrics, run
@@ -340,6 +341,16 @@ def test_one_training_at_a_time_in_a_folder(tiny, tmp_path):
     other.kill()
     other.wait()
     run(*train)
+
+
+def test_a_training_as_a_picture(tiny, tmp_path):
+    """tools/watch.py ends with the training and draws all of its stages."""
+    pytest.importorskip("matplotlib")
+    out = shutil.copytree(tiny, tmp_path / "out")
+    run("tools/watch.py", out)
+    width, height = Image.open(out / "watch.png").size
+    assert width < height  # four rows
+    assert "metrics.jsonl" in fails("tools/watch.py", tmp_path)
 
 
 @pytest.mark.parametrize("version, warned", [(91002, True), (91500, False)])

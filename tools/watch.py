@@ -2,11 +2,9 @@
 
     python tools/watch.py out
 
-A row per stage: its losses by range of frames (stage 0: PSNR, and the share of codes in use), of
-validation as dots; beside them what the newest checkpoint makes: clips above their reconstructions,
-or videos of three prompts.
-
-Needs: pip install matplotlib
+A row per stage: losses by range of frames, of validation as dots (stage 0: PSNR, and the share of
+codes in use); beside them what the newest checkpoint makes: clips above their reconstructions, or
+videos of three captions. Needs: pip install matplotlib
 """
 import json
 import sys
@@ -24,10 +22,6 @@ from tokenizer import load_tokenizer  # noqa: E402
 from tools.machine import read_checkpoint  # noqa: E402
 from train import FRAMES, NAMES  # noqa: E402
 
-PROMPTS = ["a red balloon drifts right slowly past green hills by day",
-           "a yellow bird flies left quickly past a city at night",
-           "a white car drives right past snowy mountains at sunset"]
-
 
 def curve(axes, lines, name, label):
     """The means of up to a hundred parts of the training so far."""
@@ -41,16 +35,17 @@ def curve(axes, lines, name, label):
 def videos(folder, stage, args):
     """What the checkpoint of a stage makes, uint8 (T, H, W, 3) each."""
     if stage:
-        world = load(folder / f"{NAMES[stage]}.pt")
-        return [next(generate(*world, prompt, FRAMES[stage] / FPS)) for prompt in PROMPTS]
-    tokenizer, _ = load_tokenizer(folder)
-    clips = Clips(args["images"], args["videos"], 0, 0, tokenizer.config.resolution,
-                  validation=True)
-    pairs = []
-    for i in range(3):
-        clip, _, _ = clips[0, i, 17]
-        pairs += [clip, to_uint8(tokenizer.decode(tokenizer.encode(to_float(clip)[None])))[0]]
-    return pairs
+        model, tokenizer, text = load(folder / f"{NAMES[stage]}.pt")
+    else:
+        tokenizer, _ = load_tokenizer(folder)
+    size = tokenizer.config.resolution
+    clips = Clips(args["images"], args["videos"], 0, stage, size, validation=True)
+    some = [clips[0, i, min(17, FRAMES[stage])] for i in range(3)]
+    if stage:
+        return [next(generate(model, tokenizer, text, caption, FRAMES[stage] / FPS))
+                for _, caption, _ in some]
+    recons = [tokenizer.decode(tokenizer.encode(to_float(clip)[None])) for clip, _, _ in some]
+    return [x for pair in zip(some, recons) for x in (pair[0][0], to_uint8(pair[1])[0])]
 
 
 def draw(folder):
@@ -63,13 +58,13 @@ def draw(folder):
     figure, rows = pyplot.subplots(len(stages), 2, figsize=(9, 3 * len(stages)),
                                    layout="constrained", squeeze=False)
     for (left, right), (stage, lines) in zip(rows, sorted(stages.items())):
-        left.set(title=NAMES[stage], xlabel="step", yscale="log" if stage else "linear",
-                 ylabel="nats per token" if stage else "PSNR, dB")
+        left.set(title=NAMES[stage], xlabel="step", ylabel="nats" if stage else "PSNR, dB")
         if stage:
+            left.set_yscale("log")
             for name in sorted({name for line in lines for name in line if "loss_" in name}):
                 curve(left, lines, name, name.removeprefix("loss_"))
-            left.plot(*zip(*[(line["step"], line.get("val_loss", np.nan)) for line in lines]),
-                      "k.", label="validation")
+            val = [(line["step"], line.get("val_loss", np.nan)) for line in lines]
+            left.plot(*zip(*val), "k.", label="validation")
             left.legend(fontsize=7, title="frames")
         else:
             curve(left, lines, "psnr", None)
@@ -77,9 +72,8 @@ def draw(folder):
         right.axis("off")
         if (path := folder / f"{NAMES[stage]}.pt").exists():
             saved = read_checkpoint(path, NAMES[stage])
-            shown = [np.hstack(x[np.linspace(0, len(x) - 1, 6).astype(int)])
-                     for x in videos(folder, stage, saved["args"])]
-            right.imshow(np.concatenate(shown))
+            made = videos(folder, stage, saved["args"])
+            right.imshow(np.vstack([np.hstack(x[::max(1, len(x) // 6)][:6]) for x in made]))
     figure.savefig(folder / "watch.png", dpi=100)
     pyplot.close(figure)
     return path.exists() and saved["step"] == saved["args"]["steps"]
@@ -87,8 +81,6 @@ def draw(folder):
 
 if __name__ == "__main__":
     try:
-        import matplotlib
-        matplotlib.use("Agg")
         while not draw(Path((sys.argv + ["out"])[1])):
             time.sleep(60)
     except ModuleNotFoundError as e:
