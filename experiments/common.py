@@ -18,11 +18,14 @@ import time
 import numpy as np
 import torch
 
-try:
+try:  # before all else, so that each script says what it lacks
     import matplotlib
     from scipy import stats
 except ModuleNotFoundError as e:
     sys.exit(f"pip install {e.name}")
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402, F401
 
 # metrics first: it puts the five files on the path
 from metrics import DEVICE
@@ -36,7 +39,6 @@ from sample import generate, load
 from tools.machine import set_threads
 from train import EARLY, FRAME_RANGES
 
-matplotlib.use("Agg")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RUNS = os.path.join(ROOT, "experiments", "runs")
 RESULTS = os.path.join(ROOT, "experiments", "results")

@@ -17,7 +17,6 @@ import sys
 
 import numpy as np
 import torch
-from matplotlib import pyplot
 
 from common import (
     DEVICE,
@@ -27,6 +26,7 @@ from common import (
     drawn,
     drawn_videos,
     kept,
+    pyplot,
     result,
     save_picture,
     trained,

@@ -16,7 +16,6 @@ import sys
 
 import numpy as np
 import torch
-from matplotlib import pyplot
 
 from common import (
     arguments,
@@ -27,6 +26,7 @@ from common import (
     fresh_clips,
     kept,
     logged,
+    pyplot,
     ready,
     result,
     save_picture,

@@ -15,7 +15,6 @@ videos of 17 frames.
     python experiments/fig5.py
 """
 import numpy as np
-from matplotlib import pyplot
 
 from common import (
     arguments,
@@ -26,6 +25,7 @@ from common import (
     early_and_late,
     fresh_losses,
     kept,
+    pyplot,
     ready,
     result,
     sampled,

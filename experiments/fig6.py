@@ -12,7 +12,6 @@ and sampled minutes of --n prompts, both ways, by what is seen in the last ten s
 """
 import numpy as np
 import torch
-from matplotlib import pyplot
 from tqdm import tqdm
 
 from common import (
@@ -25,6 +24,7 @@ from common import (
     frame_losses,
     kept,
     over_time,
+    pyplot,
     ready,
     result,
     sampled,

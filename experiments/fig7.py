@@ -10,7 +10,6 @@ Also: land in one piece and as prompted, top-50 minus all codes, and the same gr
     python experiments/fig7.py
 """
 import numpy as np
-from matplotlib import pyplot
 from tqdm import tqdm
 
 from common import (
@@ -20,6 +19,7 @@ from common import (
     direct_labels,
     drawn,
     kept,
+    pyplot,
     ready,
     result,
     sampled,

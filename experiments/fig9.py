@@ -8,7 +8,6 @@ Also: wordings that training held out minus trained ones.
     python experiments/fig9.py
 """
 import numpy as np
-from matplotlib import pyplot
 from tqdm import tqdm
 
 from common import (
@@ -17,6 +16,7 @@ from common import (
     drawn,
     exact_bars,
     kept,
+    pyplot,
     ready,
     result,
     sampled,

@@ -10,10 +10,20 @@ Also: the share of tokens that change from one generation to the next.
 """
 import numpy as np
 import torch
-from matplotlib import pyplot
 from tqdm import tqdm
 
-from common import DEVICE, arguments, drawn, drawn_videos, kept, ready, result, save_picture, strips
+from common import (
+    DEVICE,
+    arguments,
+    drawn,
+    drawn_videos,
+    kept,
+    pyplot,
+    ready,
+    result,
+    save_picture,
+    strips,
+)
 from data import to_float, to_uint8
 from reconstruct import psnr
 from sample import CONTEXT

@@ -11,7 +11,6 @@ Also: the same on sparse prompts, and scale 7.5 minus scale 1.
     python experiments/guidance.py
 """
 import numpy as np
-from matplotlib import pyplot
 from tqdm import tqdm
 
 from common import (
@@ -20,6 +19,7 @@ from common import (
     direct_labels,
     drawn,
     kept,
+    pyplot,
     ready,
     result,
     sampled,

@@ -12,7 +12,6 @@ Their intervals resample videos, not windows. In the long run return / (return +
     python experiments/length.py
 """
 import numpy as np
-from matplotlib import pyplot
 from tqdm import tqdm
 
 from common import (
@@ -23,6 +22,7 @@ from common import (
     kept,
     lines_of,
     over_time,
+    pyplot,
     ready,
     result,
     sampled,

@@ -8,10 +8,20 @@ clips than inside them); the clips that a minute takes.
     python experiments/overlap.py
 """
 import numpy as np
-from matplotlib import pyplot
 from tqdm import tqdm
 
-from common import arguments, caption, drawn, kept, over_time, ready, result, sampled, save_picture
+from common import (
+    arguments,
+    caption,
+    drawn,
+    kept,
+    over_time,
+    pyplot,
+    ready,
+    result,
+    sampled,
+    save_picture,
+)
 
 CONTEXTS = 1, 5, 9, 17, 33
 

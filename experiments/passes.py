@@ -14,10 +14,9 @@ import json
 
 import numpy as np
 import torch
-from matplotlib import pyplot
 from tqdm import tqdm
 
-from common import ROOT, caption, drawn, ready
+from common import ROOT, caption, drawn, pyplot, ready
 from data import FPS
 from sample import CONTEXT, generate
 

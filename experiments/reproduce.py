@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -104,7 +105,11 @@ def write_between(path, texts):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--only", nargs="*", choices=CLAIMS, default=list(CLAIMS))
-    for name in p.parse_args().only:
+    args = p.parse_args()
+    missing = [name for name in ("matplotlib", "scipy") if not find_spec(name)]
+    if args.only and missing:
+        sys.exit(f"reproduce.py: pip install {' '.join(missing)}")
+    for name in args.only:
         print(f"--- {name}", flush=True)
         script = os.path.join(ROOT, "experiments", name + ".py")
         subprocess.run([sys.executable, script], check=True)

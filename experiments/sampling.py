@@ -18,7 +18,6 @@ import math
 
 import numpy as np
 import torch
-from matplotlib import pyplot
 from tqdm import tqdm
 
 import sample
@@ -29,6 +28,7 @@ from common import (
     drawn,
     kept,
     over_time,
+    pyplot,
     ready,
     result,
     sampled,

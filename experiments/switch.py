@@ -10,7 +10,6 @@ The ten seconds before are drawn by the toy world, so they are what the first pr
     python experiments/switch.py --before FOLDER
 """
 import numpy as np
-from matplotlib import pyplot
 from tqdm import tqdm
 
 from common import (
@@ -19,6 +18,7 @@ from common import (
     caption,
     direct_labels,
     kept,
+    pyplot,
     ready,
     result,
     sampled,

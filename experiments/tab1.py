@@ -11,7 +11,6 @@ Also: both differences of neighbours; the Fréchet distance of 512 sampled video
     python experiments/tab1.py
 """
 import numpy as np
-from matplotlib import pyplot
 
 from common import (
     FRESH,
@@ -23,6 +22,7 @@ from common import (
     drawn_videos,
     fresh_losses,
     kept,
+    pyplot,
     ready,
     result,
     save_picture,
