@@ -26,9 +26,8 @@ from train import FRAMES, NAMES  # noqa: E402
 def curve(axes, lines, name, label):
     """The means of up to a hundred parts of the training so far."""
     points = [(line["step"], line[name]) for line in lines if name in line]
-    if points:
-        parts = np.array_split(points, min(100, len(points)))
-        axes.plot(*np.array([part.mean(0) for part in parts]).T, label=label)
+    parts = np.array_split(points, min(100, len(points)))
+    axes.plot(*np.array([part.mean(0) for part in parts]).T, label=label)
 
 
 @torch.inference_mode()
@@ -80,6 +79,8 @@ def draw(folder):
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit(__doc__)
     try:
         while not draw(Path((sys.argv + ["out"])[1])):
             time.sleep(60)
