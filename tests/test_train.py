@@ -343,6 +343,22 @@ def test_one_training_at_a_time_in_a_folder(tiny, tmp_path):
     run(*train)
 
 
+def test_what_is_not_installed_is_named_before_anything_is_lost(tiny, tmp_path, monkeypatch):
+    out = shutil.copytree(tiny, tmp_path / "out")
+    before = (out / "metrics.jsonl").read_bytes(), (out / "stage1.pt").read_bytes()
+    again = ["train.py", "--stage", 1, *TINY, "--out", out, "--overwrite"]
+    for name in "wandb", "tensorboard":
+        monkeypatch.setitem(sys.modules, name, None)
+        assert fails(*again, "--logger", name) == f"train.py: pip install {name}"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    compiled = "--compile", "--device", "cpu"
+    assert fails(*again, *compiled) == "train.py: --compile needs a C++ compiler (g++)"
+    assert "--compile needs" in fails("sample.py", "--ckpt", out, *compiled,
+                                      "--out", tmp_path / "a.mp4")
+    assert before == ((out / "metrics.jsonl").read_bytes(), (out / "stage1.pt").read_bytes())
+    assert not (tmp_path / "a.mp4").exists()
+
+
 def test_a_training_as_a_picture(tiny, tmp_path):
     """tools/watch.py ends with the training and draws all of its stages."""
     pytest.importorskip("matplotlib")

@@ -218,6 +218,7 @@ def set_threads(model, most=1):
 def compiled(function, device_type):
     """A function of a model compiled: a CUDA graph on a GPU, C++ on a CPU, with
     the weights joined (q, k and v are one product) in a faster layout."""
+    check_compiler(device_type)
     gpu = device_type == "cuda"
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.freezing = not gpu
