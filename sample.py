@@ -128,7 +128,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
         model, B * (1 + (sampling["cfg_scale"] != 1)), window)
     step = machine.compiled(next_codes, device.type) if compile else next_codes
     write = generate_tokens if window == 1 else functools.partial(jacobi, window=window)
-    generators = [torch.Generator(device).manual_seed(s) for s in seeds]
+    generators = [torch.Generator(device).manual_seed(int(s)) for s in seeds]
     captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
     longest, h, w = config.latent_shape
 
@@ -289,7 +289,7 @@ def main():
         unknown = [x for x in re.findall(r"\w+", prompt) if x not in VOCABULARY]
         if unknown and model.config.text_tokenizer == "storybook":
             print("no training caption has:", *unknown, file=sys.stderr)
-    start = args.continue_from and films.read_clip(
+    start = None if args.continue_from is None else films.read_clip(
         args.continue_from, args.context, FPS, tokenizer.config.resolution, last=True)
     options = {name: vars(args)[name] for name in (
         "context", "reencode", "window", "compile", "cfg_scale", "top_k", "temperature", "floor")}

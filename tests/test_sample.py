@@ -69,6 +69,7 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
         assert flag.strip("-") in fails("sample.py", *ask, flag, value)
     assert "no folder" in fails("sample.py", *ask, "--out", tmp_path / "no" / "a.mp4")
     assert "must end in" in fails("sample.py", *ask, "--out", tmp_path / "a.png")
+    assert "not a readable video" in fails("sample.py", *ask, "--continue-from", "")
     (tmp_path / "folder.mp4").mkdir()
     assert "Is a directory" in fails("sample.py", *ask, "--out", tmp_path / "folder.mp4")
     assert "No such file" in fails("sample.py", *ask, "--out", "/proc/a.mp4")  # not even by root

@@ -78,16 +78,18 @@ def on_screen(film, stream, start=0):
                 film.seek(zero + int(second / unit), stream=stream)
                 frames = shaped(film, stream)
                 head = list(itertools.islice(frames, 1))
-                if head and clock(head[0][0]) <= zero + start / unit:
+                at = clock(head[0][0]) if head else None
+                if at is not None and at <= zero + start / unit:
                     break
 
     shown, begin, end = None, 0.0, 0.0
     for frame, wide in itertools.chain(head, frames):
         time = clock(frame)
         now = end if None in (time, zero) else (time - zero) * unit
-        if shown and now < begin:  # recordings that were joined: go on from here
+        if shown and now < begin - 1:  # recordings that were joined: go on from here
             clock, now = operator.attrgetter("dts"), end
             zero = None if frame.dts is None else frame.dts - round(end / unit)
+        now = max(now, begin)  # a guessed time may go back by a frame
         if shown and now > begin:
             yield begin, now, shown
         shown, begin = (frame, wide), now

@@ -20,6 +20,7 @@ import functools
 import hashlib
 import importlib
 import json
+import numbers
 import os
 import shutil
 import signal
@@ -54,7 +55,7 @@ def check_compiler(device):
 
 def check_seed(seed):
     """Raise ValueError for what no generator takes."""
-    if not isinstance(seed, int) or not 0 <= seed < 2 ** 64:
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2 ** 64:
         raise ValueError(f"the seed must be 0 to 2**64 - 1, not {seed}")
 
 

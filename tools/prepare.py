@@ -227,7 +227,7 @@ def folder_items(folder):
                     if line.strip():
                         row = json.loads(line)
                         table[row["file"]] = as_caption(row["caption"])
-            except (ValueError, KeyError, TypeError) as e:
+            except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise ValueError(f'{path}: line {n} must be {{"file": ..., '
                                  '"caption": ...}') from e
     tops, seen = [folder], set()
@@ -239,7 +239,7 @@ def folder_items(folder):
                 folders.clear()
                 continue
             seen.add(real)
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             tops += filter(os.path.islink, (os.path.join(where, name) for name in folders))
             for file in sorted(names):
                 path = os.path.join(where, file)
