@@ -381,14 +381,17 @@ def gpu(path, quick):
              "7b": dataclasses.replace(PRESETS["7b"], n_layers=4 if quick else 8)}
     if not cuda:
         sizes = {"toy": PRESETS["toy"]}
+    lengths, decoded, windows = {}, ("700m", "7b", "toy"), (1, 4, 8, 16, 32)
+    if quick:
+        lengths, decoded = {"700m": (1,), "3b": (), "7b": (17,), "toy": (1,)}, ("700m", "toy")
+        windows = 1, 32
     for size, config in sizes.items():
-        for frames in {"700m": (1,), "3b": (), "7b": (17,), "toy": (1,)}[size] if quick \
-                else (1, 17, 65):
+        for frames in lengths.get(size, (1, 17, 65)):
             parts[f"{size}, {config.n_layers} layers, training on {frames} frames"] = (
                 functools.partial(training, config, frames))
-    for size in sizes.keys() & ({"700m", "toy"} if quick else {"700m", "7b", "toy"}):
+    for size in filter(sizes.get, decoded):
         parts[f"{size}, guided decoding"] = functools.partial(
-            decoding, PRESETS[size], 256 if cuda else 16, (1, 32) if quick else (1, 4, 8, 16, 32))
+            decoding, PRESETS[size], 256 if cuda else 16, windows)
     if quick:
         parts["sharded, saved and resumed"] = sharded
     for part, measure in parts.items():

@@ -22,20 +22,15 @@ from common import (
     sampled,
     save_picture,
 )
+from prompts import changes
 
 CONTEXTS = 1, 5, 9, 17, 33
 
 
-def seam(video, context):
-    """Mean change of a pixel at the borders, over that inside."""
-    change = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))
-    borders = np.arange(64, len(change), 65 - context)
-    return change[borders].mean() / np.delete(change, borders).mean()
-
-
 def measure(world, a, i, context):
     video = sampled(world, caption(a), 120, 2000 + i, context=context)
-    return over_time(video, a) | {"seam": seam(video, context)}
+    border, inside = changes(video, context)
+    return over_time(video, a) | {"seam": border / inside}
 
 
 def main():

@@ -44,7 +44,7 @@ from data import (
     toy_clip,
     wording,
 )
-from sample import generate_batch, load
+from sample import CONTEXT, generate_batch, load
 from tools.machine import set_threads
 
 WINDOW = round(10 * FPS)  # frames that are judged together: ten seconds
@@ -246,11 +246,11 @@ def analyse(video):
             "sky": [*SKIES, None][sky], "way": way, "speed": speed}
 
 
-def changes(video):
+def changes(video, context=CONTEXT):
     """Mean change of a pixel (0-255) from one frame to the next -> (at the
-    borders between clips, inside clips)."""
+    borders between clips that go on from `context` frames, inside clips)."""
     change = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))
-    borders = np.arange(64, len(change), 60)  # 65 frames, then 60 per clip
+    borders = np.arange(64, len(change), 65 - context)  # 65 frames, then 60 per clip
     return change[borders].mean(), np.delete(change, borders).mean()
 
 

@@ -36,6 +36,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # unless a flag says otherwise
+FIRST = int(os.environ.get("RANK", 0)) == 0  # of the processes, this is the first
 
 
 def check_device(name):
@@ -88,7 +89,7 @@ def check_memory(network, args, device):
             f"moments, activations on top; {there / 2 ** 30:.1f} GiB are there")
     if needed > there:
         raise ValueError(what + ": more GPUs and --fsdp, or a smaller --preset")
-    if int(os.environ.get("RANK", 0)) == 0:
+    if FIRST:
         print(what, file=sys.stderr)
 
 
@@ -250,7 +251,7 @@ def lock(folder):
 def starting_point(args, names, device):
     """-> the checkpoint to start from or None, and whether it is resumed. names:
     of the files of the stages. Decides what --dtype auto is."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if FIRST:
         lock(args.out)
     path, before = (args.out / f"{names[stage]}.pt" for stage in (args.stage, args.stage - 1))
     resumed = args.resume and path.exists()
@@ -265,7 +266,7 @@ def starting_point(args, names, device):
     saved = None if source == "none" else read_checkpoint(source, kind, source == before)
     if args.dtype == "auto":
         args.dtype = saved["args"]["dtype"] if resumed else fast_dtype(device.type)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if FIRST:
         print(f"computing on {device} in {args.dtype}", file=sys.stderr)
     for name, now in settings(args).items() if resumed else ():
         then = saved["args"].get(name)
