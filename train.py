@@ -44,7 +44,7 @@ PAPER = {  # tuples: of stages 0 to 3
     "micro_batch": 1, "save_every": 1000, "returns": 0.0, "perceptual_weight": 1.0,
     "adversarial_weight": 0.1, "adversarial_start": 0.05}
 TOY = {
-    "steps": (3300, 1500, 7000, 6000),
+    "steps": (3300, 1500, 6000, 5000),
     "batch_size": (2, 16, 4, 2), "lr": (2e-3, 2e-3, 1.5e-3, 1e-3), "warmup": 100,
     "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.5, 0.5), "perceptual_weight": 0.0,
     "adversarial_weight": 0.01, "adversarial_start": 0.6}
