@@ -37,8 +37,8 @@ def to_uint8(video):
     return video.movedim(-4, -1).contiguous().cpu().numpy()
 
 class TextTokenizer:
-    """Captions -> ids. kind: "bytes"; "storybook" for bytes and the storybook's words;
-    "gpt2" for 32000 ranks of its table (the number is the paper's, the table our choice)."""
+    """Captions -> ids. kind: "bytes"; "storybook", bytes and the storybook's
+    words; "gpt2", 32000 ranks of its table (our choice; the number, Sec. 4.1)."""
 
     def __init__(self, kind="bytes"):
         ranks = {bytes([i]): i for i in range(256)}
@@ -67,15 +67,15 @@ class Clips(torch.utils.data.Dataset):
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    returns: share of longer clips whose frames contradict the caption for a while
-    and then return to it, so that the model learns to trust words over frames (our
-    choice). Latent frames first ... end - 1 are wrong = (first, end): another clip's
+    returns: share of longer clips whose frames contradict the caption for a
+    while, so that the model learns to trust words over frames (our choice):
+    latent frames first ... end - 1 are wrong = (first, end), another clip's
     tokens, or see `toy_return`. Clips without caption have none.
     validation: other samples, the last 64th of the clips, nothing dropped.
     """
 
-    def __init__(self, images, videos, seed, stage, resolution=64, returns=0.0,
-                 validation=False):
+    def __init__(self, images, videos, seed, stage, resolution=64,
+                 returns=0.0, validation=False):
         self.images, self.videos, self.resolution = images, videos, resolution
         self.seed, self.stage, self.validation = seed, stage, validation
         self.returns = 0.0 if validation else returns
@@ -83,21 +83,24 @@ class Clips(torch.utils.data.Dataset):
     def __getitem__(self, key):
         step, i, frames = key
         t = latent_frames(frames)
-        rng = np.random.default_rng([self.seed, self.stage, step, i, self.validation])
+        rng = np.random.default_rng(
+            [self.seed, self.stage, step, i, self.validation])
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
         source, wrong = self.images if frames == 1 else self.videos, (0, 0)
-        returns = self.returns and frames > 1 and not drop and rng.random() < self.returns
+        returns = self.returns and frames > 1 and not drop
+        returns = returns and rng.random() < self.returns
         if source == "toy":
             if self.resolution != SIZE:
-                raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
+                raise ValueError(
+                    f"the toy world has {SIZE} pixels: use --videos")
             if returns:
                 clip, caption, wrong = toy_return(rng, frames)
             else:
                 clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
-            clip, caption = draw_pixels(rng, source, frames, t, FPS, self.resolution,
-                                        self.validation), ""
+            clip, caption = draw_pixels(
+                rng, source, frames, t, FPS, self.resolution, self.validation), ""
         else:
             clip, caption = draw_tokens(rng, source, t, self.validation)
             if returns:
@@ -109,14 +112,16 @@ class Clips(torch.utils.data.Dataset):
 # ---- the storybook, the toy world: the camera follows a traveller ----
 
 SIZE = 64  # pixels
-COLORS = {"red": (220, 50, 40), "green": (40, 200, 90), "blue": (50, 90, 220),
-          "yellow": (245, 220, 60), "purple": (150, 60, 190), "white": (245, 245, 245)}
-LANDS = {"hills": (70, 150, 70), "mountains": (110, 105, 125), "city": (80, 75, 95)}
+COLORS = {"red": (220, 50, 40), "green": (40, 200, 90),
+          "blue": (50, 90, 220), "yellow": (245, 220, 60),
+          "purple": (150, 60, 190), "white": (245, 245, 245)}
+LANDS = {"hills": (70, 150, 70), "mountains": (110, 105, 125),
+         "city": (80, 75, 95)}
 # The colors of the sky and of its sun or moon; the brightness of the land
 SKIES = {"day": ((120, 190, 240), (255, 230, 80), 1.0),
          "sunset": ((240, 150, 90), (255, 230, 180), 0.85),
          "night": ((20, 25, 60), (240, 240, 215), 0.55)}
-SPEEDS = {"slowly": 2, "quickly": 4}  # pixels per frame: 1 or 2 tokens per latent frame
+SPEEDS = {"slowly": 2, "quickly": 4}  # pixels per frame
 TOY = {"traveller": ["balloon", "bird", "car"], "color": list(COLORS),
        "land": list(LANDS), "sky": list(SKIES), "way": ["left", "right"],
        "speed": list(SPEEDS)}
@@ -141,11 +146,13 @@ VOCABULARY = sorted({word for phrases in [*TOY.values(), *WORDS.values()]
                      for phrase in phrases for word in phrase.split()})
 TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48, 48]}  # y of its picture
 CLAUSES = "way", "speed", "land", "sky"
-CANONICAL = "a {color} {traveller} {verb0} {way0} {speed0} {land0} {sky0}"  # 0: the first words
+# 0: the first words
+CANONICAL = "a {color} {traveller} {verb0} {way0} {speed0} {land0} {sky0}"
 
 def held_out(attributes):
     """True for the 6 of 54 triples that training never sees."""
-    return tuple(attributes[k] for k in ("traveller", "color", "land")) in HELD_OUT
+    triple = tuple(attributes[k] for k in ("traveller", "color", "land"))
+    return triple in HELD_OUT
 
 def toy_attributes(rng, held=False):
     """Draw six attributes, of a training triple or of a held-out one."""
@@ -163,7 +170,8 @@ def wording(rng, held=False, dense=False):
         twice = rng.integers(3, 5) if dense else rng.choice(3, p=(0.6, 0.25, 0.15))
         order = rng.permutation([*said, *rng.permutation(said)[:twice]])
         words = {name: rng.permutation(3) for name in CLAUSES}
-        form = "a {color} {traveller}" if dense or rng.random() < 0.85 else "a {traveller}"
+        colored = dense or rng.random() < 0.85
+        form = "a {color} {traveller}" if colored else "a {traveller}"
         form += f" {{verb{rng.integers(3)}}}"
         for i, name in enumerate(order):
             again = name in order[:i]
@@ -193,7 +201,7 @@ def land_heights(rng, land, n):
         return 16 + 8 * np.tanh(0.9 * noise / np.linalg.norm(kernel))
     if land == "mountains":  # the highest of many slopes
         gap, top = 4 * rng.integers((3, 4), (8, 7), (n, 2)).T
-        # peak i stands at gap.cumsum()[i]; columns from 64 on have peaks on both sides
+        # peak i stands at gap.cumsum()[i]; from 64 on, both sides have some
         slopes = top - np.abs(np.arange(64, 64 + n)[:, None] - gap.cumsum())
         return np.maximum(8, slopes.max(1))
     width, floors = rng.integers((1, 2), (3, 7), (n, 2)).T  # buildings
@@ -230,7 +238,8 @@ def draw_land(heights, land, sky):
     if land == "mountains":
         color[up > 21 + np.abs(x % 8 - 3.5)] = 245  # snow
     elif land == "city":  # windows, 2 pixels in every 4
-        lit = (445, 390, 200) if sky == "night" else (120, 120, 145)  # times 0.55 at night
+        # times 0.55 at night
+        lit = (445, 390, 200) if sky == "night" else (120, 120, 145)
         color[(x % 4 % 3 > 0) & (up % 4 % 3 > 0)] = lit
     color[up < 8] = 62, 60, 68  # the road and its dashes
     color[(up // 2 == 1) & (x % 16 < 8)] = 230
@@ -279,8 +288,8 @@ def draw_clip(seed, frames, a):
     return video, (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 def toy_clip(rng, frames=65, attributes=None):
-    """Draw a clip -> uint8 (T, 64, 64, 3), its caption, its attributes, of which some
-    may be given. Added to them: "said", those in the caption, and the "box"."""
+    """Draw a clip -> uint8 (T, 64, 64, 3), its caption, its attributes, of
+    which some may be given. Added: "said", those in the caption, and "box"."""
     a = toy_attributes(rng) | (attributes or {})
     form = CANONICAL if rng.random() < 0.3 else wording(rng)
     caption, a["said"] = caption_of(a, form)
@@ -297,20 +306,24 @@ def toy_return(rng, frames):
     """Draw a clip that contradicts its caption in `wrong_latents`, in all or some
     columns, and then fades into what it says -> video, caption, (first, end)."""
     a = toy_attributes(rng)
-    caption, said = caption_of(a, CANONICAL if rng.random() < 0.3 else wording(rng))
+    form = CANONICAL if rng.random() < 0.3 else wording(rng)
+    caption, said = caption_of(a, form)
     b = a  # what is seen instead, maybe a faint traveller or none
     while b == a or held_out(b):
         b = a | {k: x for k, x in toy_attributes(rng).items() if k in said and
                  rng.random() < (0.4 if k in ("traveller", "color") else 0.15)}
         if rng.random() < 0.3:
             b["opacity"] = rng.choice([0, 0.5])
-    seed, (first, end) = rng.integers(2 ** 62), wrong_latents(rng, latent_frames(frames))
+    seed = rng.integers(2 ** 62)
+    first, end = wrong_latents(rng, latent_frames(frames))
     right, wrong = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
 
-    def fade(n):  # from 0 to 1 in 2 to 6 frames, from the start of latent frame n on
-        return np.clip((np.arange(frames) + 4 - 4 * n) / rng.integers(2, 7), 0, 1)
+    def fade(n):  # from 0 to 1 in 2 to 6 frames, from latent frame n on
+        since = np.arange(frames) + 4 - 4 * n
+        return np.clip(since / rng.integers(2, 7), 0, 1)
 
-    share = (fade(first) if first else 1) * (1 - fade(end))  # of what is wrong
+    # of what is wrong
+    share = (fade(first) if first else 1) * (1 - fade(end))
     share = np.tile(share[:, None, None, None], (SIZE, 1))
     if rng.random() < 0.25:
         left, after = np.sort(8 * rng.integers(9, size=2))

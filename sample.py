@@ -12,7 +12,6 @@ To go on, the clip is decoded, its last 5 frames are encoded anew as 2 latent
 frames, now without a past, as at the *start* of a clip, and the model
 writes the other 15: 60 new frames. So a minute is 390 frames in 7 clips.
 """
-import argparse
 import functools
 import math
 import re
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from data import FPS, VOCABULARY, TextTokenizer, latent_frames, to_float, to_uint8, video_frames
 from model import KVCache, cache_to_compile, load_decoder, prefix_tokens
 from tokenizer import SHIPPED, load_tokenizer, tokenizer_in
-from tools import films, machine
+from tools import films, flags, machine
 
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
 # Sec. 3.3, 4.1; our choice: the temperature, the floor
@@ -48,7 +47,8 @@ def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
         logits = uncond + scale * (cond - uncond)
     unlikely = cond < cond.amax(-1, keepdim=True) + floor.log()
     logits = logits.masked_fill(unlikely, -math.inf)
-    best, codes = torch.topk(logits / temperature, min(top_k, logits.shape[-1]))
+    top_k = min(top_k, logits.shape[-1])
+    best, codes = torch.topk(logits / temperature, top_k)
     race = best.softmax(-1) / noise.gather(2, codes)
     return codes.gather(2, race.argmax(-1, keepdim=True))[..., 0]
 
@@ -74,8 +74,9 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     codes = prefix[:, :0]
     for i in range(n):
         cache.advance(tokens.shape[1])
-        draw = step if i else next_codes  # the prefix, longer, is not compiled
-        new = draw(model, tokens, cache, noise[:, i:i + 1], scale, top_k, temperature, floor)
+        draw = step if i else next_codes  # the long prefix is not compiled
+        new = draw(model, tokens, cache, noise[:, i:i + 1],
+                   scale, top_k, temperature, floor)
         codes = torch.cat([codes, new], 1)
         tokens = (new + config.text_vocab).repeat(rows, 1)
         if watch:
@@ -83,12 +84,13 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     return codes
 
 def draw_noise(n, config, generators, more=0):
-    """Exp(1) for each row, token and code, then ones for guesses beyond the end:
-    (B, n + more, video_vocab). No stride depends on n, or torch.compile would make
-    a graph for each n."""
-    rows = [torch.empty(n, config.video_vocab, device=g.device).exponential_(generator=g)
-            for g in generators]
-    return F.pad(torch.stack(rows, 1), (0, 0, 0, 0, 0, more), value=1.0).transpose(0, 1)
+    """Exp(1) for each row, token and code, then ones for guesses beyond the
+    end: (B, n + more, video_vocab). No stride depends on n, or torch.compile
+    would make a graph for each n."""
+    rows = [torch.empty(n, config.video_vocab, device=g.device)
+            .exponential_(generator=g) for g in generators]
+    noise = F.pad(torch.stack(rows, 1), (0, 0, 0, 0, 0, more), value=1.0)
+    return noise.transpose(0, 1)
 
 def add_uncaptioned(prefix, config):
     """(B, S) -> (2B, S): rows with the caption, then with the empty one."""
@@ -99,43 +101,53 @@ def add_uncaptioned(prefix, config):
 # ---- minutes: token re-encoding ----
 
 def generate(model, tokenizer, text, prompt, seconds=10, seed=0, **options):
-    """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60 each,
-    or what --context leaves; round(6.5 * seconds) in all. options: see below."""
+    """Yield a video clip by clip, uint8 (T, H, W, 3): 65 frames, then 60
+    each, round(6.5 * seconds) in all. options: of `generate_batch`."""
     for clips in generate_batch(model, tokenizer, text, [prompt], seconds,
                                 seeds=[seed], **options):
         yield clips[0]
 
 @torch.inference_mode()
-def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, start=None,
-                   context=CONTEXT, reencode=True, watch=None, window=None, compile=False,
-                   **sampling):
+def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
+                   start=None, context=CONTEXT, reencode=True, watch=None,
+                   window=None, compile=False, **sampling):
     """`generate` for several prompts at once: yields uint8 (B, T, H, W, 3).
 
     start: frames to go on from, uint8 (T, H, W, 3). context: how many of the
-    last frames condition the next clip, 1 + 4k. reencode=False goes on from the
-    old tokens of the last latent frames (Fig. 6), which had all earlier frames as context.
-    window: guesses per pass of `jacobi`, by default 32 // B; 1: none. watch:
-    see `generate_tokens`. compile: whether to compile `next_codes`. sampling:
-    cfg_scale, top_k, temperature, floor, by default the preset's (`load`). ValueError
-    for numbers that make no sense.
+    last frames condition the next clip, 1 + 4k. reencode=False goes on from
+    the old tokens of the last latent frames, which saw all earlier frames
+    (Fig. 6). window: guesses per pass of `jacobi`, by default 32 // B; 1:
+    none. watch: see `generate_tokens`. compile: whether to compile
+    `next_codes`. sampling: cfg_scale, top_k, temperature, floor, by default
+    the preset's (`load`). ValueError for what makes no sense.
     """
-    config, device, B = model.config, model.lm_head.weight.device, len(prompts)
-    sampling = model.sampling | {k: x for k, x in sampling.items() if x is not None}
+    config, B = model.config, len(prompts)
+    device = model.lm_head.weight.device
+    given = {name: x for name, x in sampling.items() if x is not None}
+    sampling = model.sampling | given
     seeds = range(B) if seeds is None else seeds
-    check(sampling, config, context, seconds, window, seeds)
+    clip_frames = video_frames(config.latent_shape[0])
+    flags.check_sampling(
+        sampling, seconds, FPS, clip_frames, context, window, B, seeds)
     window = window or max(1, 32 // B)
     cache = (cache_to_compile if compile else KVCache)(
         model, B * (1 + (sampling["cfg_scale"] != 1)), window)
-    step = machine.compiled(next_codes, device.type) if compile else next_codes
-    write = generate_tokens if window == 1 else functools.partial(jacobi, window=window)
+    step = next_codes
+    if compile:
+        step = machine.compiled(next_codes, device.type)
+    write = functools.partial(jacobi, window=window)
+    if window == 1:
+        write = generate_tokens
     generators = [torch.Generator(device).manual_seed(int(s)) for s in seeds]
-    captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
+    captions = prefix_tokens(config, [text.encode(p) for p in prompts])
+    captions = captions.to(device)
     longest, h, w = config.latent_shape
 
-    def encode(frames):  # uint8 (B, 1 + 4k, H, W, 3) -> tokens (B, 1 + k, h, w)
+    def encode(frames):  # uint8 (B, T, H, W, 3) -> tokens (B, t, h, w)
         return tokenizer.encode(to_float(frames).to(device))
 
-    # of the next clip: known latent frames, such as 2; the 5 frames in them were shown
+    # of the next clip: known latent frames, such as 2, and their 5 frames,
+    # which were shown
     known, shown = captions.new_empty(B, 0, h, w), 0
     if start is not None and len(start):
         shown = 1 + (min(len(start), context) - 1) // 4 * 4
@@ -144,12 +156,14 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None, star
     while left > 0:
         end = min(video_frames(longest), shown + left)
         new = latent_frames(end) - known.shape[1]
-        prefix = torch.cat([captions, known.flatten(1) + config.text_vocab], 1)
+        ids = known.flatten(1) + config.text_vocab
+        prefix = torch.cat([captions, ids], 1)
         codes = write(model, prefix, new * h * w, **sampling, generator=generators,
                       watch=watch, cache=cache, step=step)
         tokens = torch.cat([known, codes.view(B, new, h, w)], 1)
-        # one by one, as the weights are in float32: in a batch, pixels may round differently
-        clip = np.concatenate([to_uint8(tokenizer.decode(t)) for t in tokens.split(1)])
+        # one by one: in a batch, pixels may round differently
+        clip = np.concatenate([to_uint8(tokenizer.decode(video))
+                               for video in tokens.split(1)])
         yield clip[:, shown:end]
         left -= end - shown
         shown = context
@@ -186,7 +200,7 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     # the prefix, and room for the codes and for guesses beyond the end
     ids = F.pad(prefix, (0, n + window), value=config.text_vocab)
     places = torch.arange(ids.shape[1], device=ids.device)
-    before = (places - h * w).clamp(min=0)  # the same place in the frame before
+    before = (places - h * w).clamp(min=0)  # the same place a frame ago
     done, new = 0, window  # codes that are right; places without a guess
     while done < n:
         end = P + done + window
@@ -194,7 +208,8 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
         pairs = ids[:, before] * 10**6 + ids[:, before + w]  # ids are smaller
         same = pairs[:, settled, None] == pairs[:, None, to_guess]
         last = (same * places[settled, None]).amax(1)
-        ids[:, to_guess] = ids.gather(1, last.where(last > 0, before[to_guess]))
+        last = last.where(last > 0, before[to_guess])
+        ids[:, to_guess] = ids.gather(1, last)
 
         tokens = ids[:, :end - 1]
         if done:
@@ -203,13 +218,14 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
             tokens = add_uncaptioned(tokens, config)
         cache.advance(tokens.shape[1])
         draw = step if done else next_codes
-        drawn = config.text_vocab + draw(model, tokens, cache, noise[:, done:done + window],
-                                         scale, top_k, temperature, floor)
+        drawn = draw(model, tokens, cache, noise[:, done:done + window],
+                     scale, top_k, temperature, floor) + config.text_vocab
         right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
         new = min(1 + int(right[:-1].sum()), n - done)
         ids[:, P + done:end] = drawn
         done += new
-        cache.length = P + done - 1  # the last code was not fed yet; the rest is written over
+        # the last code was not fed yet; what is beyond is written over
+        cache.length = P + done - 1
         if watch:
             watch(ids[:, P:P + done] - config.text_vocab, n)
     return ids[:, P:P + n] - config.text_vocab
@@ -235,64 +251,24 @@ def load(path=None, device="cpu"):
     model.sampling = TOY if saved["args"]["preset"] == "toy" else PAPER
     return model, tokenizer, TextTokenizer(model.config.text_tokenizer)
 
-def check(sampling, config, context, seconds, window, seeds):
-    """Raise ValueError for what `generate_batch` cannot do."""
-    positive = sampling["top_k"], sampling["temperature"], window
-    if not all(x is None or 0 < x < math.inf for x in positive):
-        raise ValueError("top-k, temperature and window must be positive")
-    if not 0.5 < FPS * seconds < math.inf:
-        raise ValueError(f"{seconds:.3g} seconds have no frame, at {FPS} frames/s")
-    for seed in seeds:
-        machine.check_seed(seed)
-    if not math.isfinite(sampling["cfg_scale"]) or not 0 <= sampling["floor"] <= 1:
-        raise ValueError("cfg-scale must be finite, floor 0 to 1")
-    if context % 4 != 1 or not 0 < context < video_frames(config.latent_shape[0]):
-        raise ValueError("context must be 1 + 4k frames, fewer than a clip has")
-
-def parse():
-    p = argparse.ArgumentParser(description="A prompt -> a video.")
-    add, switch = p.add_argument, argparse.BooleanOptionalAction
-    add("--prompt", default="", help="what the video shows")
-    add("--at", nargs=2, action="append", default=[], metavar=("SECOND", "PROMPT"),
-        help="from then on another prompt; may be repeated")
-    add("--cut", action="store_true", help="each prompt starts a new scene")
-    add("--continue-from", metavar="VIDEO", help="go on from its end")
-    add("--ckpt", help="folder or stageN.pt; the shipped toy")
-    add("--seconds", type=float, default=10, help="of new video (10)")
-    add("--out", default="sample.mp4", metavar="VIDEO.mp4", help="sample.mp4")
-    add("--cfg-scale", type=float, help=f"guidance; toy {TOY['cfg_scale']}, else 7.5, none 1")
-    add("--top-k", type=int, help="codes that may be drawn (50)")
-    add("--temperature", type=float, help=f"toy {TOY['temperature']}, else 1; towards 0: greedy")
-    add("--floor", type=float, help=f"see `next_codes`, 0 to 1; toy {TOY['floor']}, else 0")
-    add("--context", type=int, default=CONTEXT, help="frames that a clip goes on from, 1 + 4k (5)")
-    add("--seed", type=int, default=0, help="another one, another video (0)")
-    add("--window", type=int, help="guesses per pass (32); 1: plain")
-    add("--no-reencode", dest="reencode", action="store_false", help="go on from old tokens")
-    add("--compile", action=switch, default=machine.DEVICE == "cuda", help="yes on GPUs")
-    add("--device", default=machine.DEVICE, help="cpu, cuda, mps; a GPU if there is one")
-    args = p.parse_args()
-    machine.check_seed(args.seed)
-    ends = np.round(FPS * np.array([0, *(float(x) for x, _ in args.at), args.seconds])) / FPS
-    if args.at and not (np.diff(ends) > 0).all():
-        raise ValueError("--at needs seconds that grow, between 0 and --seconds")
-    args.scenes = list(zip([args.prompt, *(prompt for _, prompt in args.at)], np.diff(ends)))
-    films.check_out(args.out, args.continue_from)
-    return args
-
 def main():
-    args = parse()
+    args = flags.of_sampling(TOY, PAPER, CONTEXT, FPS)
     model, tokenizer, text = load(args.ckpt, args.device)
     machine.set_threads(model, most=2)
     for prompt, _ in args.scenes:
         if len(text.encode(prompt)) > model.config.text_len:
-            print(f"longer than {model.config.text_len} text tokens: {prompt}", file=sys.stderr)
-        unknown = [x for x in re.findall(r"\w+", prompt) if x not in VOCABULARY]
+            print(f"longer than {model.config.text_len} text tokens: {prompt}",
+                  file=sys.stderr)
+        unknown = set(re.findall(r"\w+", prompt)).difference(VOCABULARY)
         if unknown and model.config.text_tokenizer == "storybook":
-            print("no training caption has:", *unknown, file=sys.stderr)
-    start = None if args.continue_from is None else films.read_clip(
-        args.continue_from, args.context, FPS, tokenizer.config.resolution, last=True)
+            print("no training caption has:", *sorted(unknown), file=sys.stderr)
+    start = None
+    if args.continue_from is not None:
+        start = films.read_clip(args.continue_from, args.context, FPS,
+                                tokenizer.config.resolution, last=True)
     options = {name: vars(args)[name] for name in (
-        "context", "reencode", "window", "compile", "cfg_scale", "top_k", "temperature", "floor")}
+        "context", "reencode", "window", "compile",
+        "cfg_scale", "top_k", "temperature", "floor")}
     bar = tqdm(unit="token", leave=False)
 
     def watch(codes, n):  # of a clip
@@ -300,9 +276,10 @@ def main():
         bar.update(codes.shape[1] - bar.n)
 
     def clips(start):
-        for i, (prompt, seconds) in enumerate(args.scenes):  # each with its own noise
-            for clip in generate(model, tokenizer, text, prompt, seconds, (args.seed + i) % 2**64,
-                                 start=start, watch=watch, **options):
+        for i, (prompt, seconds) in enumerate(args.scenes):
+            seed = (args.seed + i) % 2**64  # each scene has its own noise
+            for clip in generate(model, tokenizer, text, prompt, seconds,
+                                 seed, start=start, watch=watch, **options):
                 yield clip
                 before = clip[:0] if start is None else start
                 start = np.concatenate([before, clip])[-args.context:]

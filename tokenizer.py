@@ -52,7 +52,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
         padding = (0, kernel // 2, kernel // 2)
         super().__init__(dim_in, dim_out, kernel, stride, padding)
-        # our choice: the weights of past frames start from zero, as images never train them
+        # images never train the weights of past frames: from zero (our choice)
         self.weight.data[:, :, :-1] = 0
 
     def forward(self, x):
@@ -99,7 +99,8 @@ class Encoder(nn.Module):
         """video (B, 3, T, H, W) -> latents (B, code_dim, t, h, w)."""
         _, C, T, H, W = video.shape
         if C != 3 or T % 4 != 1 or H % 8 or W % 8:
-            raise ValueError(f"video is {tuple(video.shape)}, not (B, 3, 1 + 4k, 8h, 8w)")
+            raise ValueError(f"video is {tuple(video.shape)}, "
+                             "not (B, 3, 1 + 4k, 8h, 8w)")
         x = self.layers(self.conv_in(video))
         return self.conv_out(F.silu(self.norm_out(x)))
 
@@ -108,7 +109,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # images train p = 1 only (see forward): p = 0 starts as its copy
+        if temporal:  # images train p = 1 only: p = 0 starts as its copy
             for p in self.conv.parameters():
                 p.data[:len(p) // 2] = p.data[len(p) // 2:]
 
@@ -181,7 +182,8 @@ class ClusteringVQ(nn.Module):
     def forward(self, z):
         """Latents (B, C, t, h, w) -> quantized (same shape), tokens
         (B, t, h, w) int64, loss (scalar)."""
-        z = F.normalize(z.movedim(1, -1).to(self.codebook.dtype), dim=-1)  # (B, t, h, w, C)
+        z = z.movedim(1, -1).to(self.codebook.dtype)  # (B, t, h, w, C)
+        z = F.normalize(z, dim=-1)
         codes = F.normalize(self.codebook)
         tokens = (z @ codes.T).argmax(-1)  # the nearest codes
         quantized = codes[tokens]
@@ -294,7 +296,8 @@ class TokenizerLoss(nn.Module):
         loss = vq_loss + F.l1_loss(recon, video) + 4 * mse
         if self.perceptual_weight:  # frame by frame, (B T, 3, H, W)
             a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
-            loss += self.perceptual_weight * self.lpips[0].to(a.device)(a, b).mean()
+            lpips = self.lpips[0].to(a.device)
+            loss += self.perceptual_weight * lpips(a, b).mean()
         logs = {"psnr": -10 * torch.log10(mse / 4), "vq": vq_loss}
         if adversarial:
             D.requires_grad_(False)  # constant in the generator's loss
@@ -329,7 +332,8 @@ def load_tokenizer(folder=None, device="cpu", finished=False):
     checkpoint = machine.read_checkpoint(folder / "tokenizer.pt", "tokenizer", finished)
     tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
     weights = checkpoint["weights"]
-    weights |= {name: weights[name].bfloat16() for name, _ in tokenizer.named_parameters()}
+    weights |= {name: weights[name].bfloat16()
+                for name, _ in tokenizer.named_parameters()}
     tokenizer.load_state_dict(weights)
     tokenizer.to(device).eval().requires_grad_(False)
     return tokenizer, machine.digest(weights, but="vq.usage")  # of training only

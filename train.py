@@ -14,7 +14,6 @@ or the shipped toy's. --out gets tokenizer.pt, stage1.pt ... and metrics.jsonl.
 Sample i of a step depends on its numbers alone (see `Clips`), so a resumed run
 continues exactly and any number of processes sees the same batches.
 """
-import argparse
 import dataclasses
 import math
 import sys
@@ -23,14 +22,13 @@ from collections import Counter
 from types import SimpleNamespace
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import Clips, TextTokenizer, latent_frames, to_float
 from model import PRESETS, Llama, prefix_tokens
 from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer, load_tokenizer, tokenizer_in
-from tools import machine
+from tools import flags, machine
 from tools.shards import read_meta
 
 NAMES = ["tokenizer", "stage1", "stage2", "stage3"]
@@ -41,12 +39,15 @@ PAPER = {  # tuples: of stages 0 to 3
     "batch_size": (64, 512, 512, 256),  # Sec. 4.1; stage 1: our choice
     "lr": 1e-4, "warmup": 10_000,  # Sec. 4.1; stage 0: our choice
     # our choice; D's weight and start are those of other VQGANs
-    "micro_batch": 1, "save_every": 1000, "returns": 0.0, "perceptual_weight": 1.0,
+    "micro_batch": 1, "save_every": 1000, "returns": 0.0,
+    "perceptual_weight": 1.0,
     "adversarial_weight": 0.1, "adversarial_start": 0.05}
 TOY = {
     "steps": (3300, 1500, 6000, 5000),
-    "batch_size": (2, 16, 4, 2), "lr": (2e-3, 2e-3, 1.5e-3, 1e-3), "warmup": 100,
-    "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.5, 0.5), "perceptual_weight": 0.0,
+    "batch_size": (2, 16, 4, 2),
+    "lr": (2e-3, 2e-3, 1.5e-3, 1e-3), "warmup": 100,
+    "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.5, 0.5),
+    "perceptual_weight": 0.0,
     "adversarial_weight": 0.01, "adversarial_start": 0.6}
 FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
                 "34-49": (9, 13), "50-65": (13, 17)}  # Fig. 3, latent frames
@@ -88,28 +89,32 @@ def parameter_groups(objective):
     for name, p in objective.named_parameters():
         table = name.endswith(("codebook", "embed_tokens.weight"))
         (decay if p.ndim == 2 and not table else rest).append(p)
-    return [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    return [{"params": decay, "weight_decay": 0.1},
+            {"params": rest, "weight_decay": 0.0}]
 
-def decoder_loss(model, config, text_tokenizer, tokens, captions, lambda_, wrong=None):
+def decoder_loss(model, config, text, tokens, captions, lambda_, wrong=None):
     """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones: tokens
     (B, t, h, w) int64 -> loss, and what to log, {name: (sum, count)}. wrong
     (B, 2): latent frames without loss, see `Clips` (our choice)."""
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
     targets = tokens.flatten(1) + config.text_vocab
-    prefix = prefix_tokens(config, [text_tokenizer.encode(c) for c in captions])
+    prefix = prefix_tokens(config, [text.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
     if wrong is not None:
-        first, end = wrong.to(tokens.device).T[..., None]  # (B, 2) -> (B, 1) each
+        first, end = wrong.to(tokens.device).T[..., None]  # (B, 1) each
         at = torch.arange(t * h * w, device=tokens.device) // (h * w)
-        targets = targets.masked_fill((first <= at) & (at < end), -100)  # no loss
+        without_loss = (first <= at) & (at < end)
+        targets = targets.masked_fill(without_loss, -100)
     early = latent_frames(EARLY)
-    loss, losses = model(fed, targets, early * h * w, lambda_ if t > early else 0.0)
+    lambda_ = lambda_ if t > early else 0.0
+    loss, losses = model(fed, targets, early * h * w, lambda_)
     losses, counted = (x.view(B, t, h * w) for x in (losses, targets >= 0))
     ranges = {"unweighted_loss": (0, t)} | {
         f"loss_{name}": x for name, x in FRAME_RANGES.items() if x[0] < t}
-    return loss, {"loss": (loss.detach() * B, loss.new_full((), B)), **{
-        name: (losses[:, a:b].sum(), counted[:, a:b].sum()) for name, (a, b) in ranges.items()}}
+    logs = {name: (losses[:, a:b].sum(), counted[:, a:b].sum())
+            for name, (a, b) in ranges.items()}
+    return loss, logs | {"loss": (loss.detach() * B, loss.new_full((), B))}
 
 # ---- what is trained ----
 
@@ -119,36 +124,42 @@ def tokenizer_training(args, saved, device):
     batch, step) -> loss, {name: (sum, count)} to log; size of the clips in
     pixels; tokenizer_hash. A batch begins with video uint8 (B, T, H, W, 3)."""
     if tokenizer_in(args.out) == "adopted":
-        raise ValueError(f"{args.out} holds an adopted tokenizer: stage 0 needs another --out")
+        raise ValueError(f"{args.out} holds an adopted tokenizer: "
+                         "stage 0 needs another --out")
     preset = TOKENIZER_PRESETS["toy" if args.preset == "toy" else "paper"]
-    model = VideoTokenizer(machine.config_of(args, saved, preset, VideoTokenizer, device))
-    objective = TokenizerLoss(model, args.adversarial_weight, args.perceptual_weight)
+    model = VideoTokenizer(
+        flags.config_of(args, saved, preset, VideoTokenizer, device))
+    objective = TokenizerLoss(
+        model, args.adversarial_weight, args.perceptual_weight)
     discriminator = objective.discriminator
     for module in (model.encoder, model.decoder) if args.compile else ():
         module.compile(dynamic=False)
 
     def loss_of(objective, batch, step):
         adversarial = step >= args.adversarial_start * args.steps
+        video = to_float(batch[0].to(device, non_blocking=True))
         with machine.autocast(device, args.dtype):
-            loss, logs = objective(to_float(batch[0].to(device, non_blocking=True)), adversarial)
+            loss, logs = objective(video, adversarial)
         # plus 0: DDP waits for a gradient of each parameter
         loss = loss + 0 * sum(p.sum() for p in discriminator.parameters())
-        used = model.vq.usage > 0.1 / len(model.vq.usage)  # a tenth of the mean
-        logs["codes_used"] = used.float().mean()
+        usage = model.vq.usage  # used: a tenth of the mean, or more
+        logs["codes_used"] = (usage > 0.1 / len(usage)).float().mean()
         B = torch.full_like(loss.detach(), len(batch[0]))
         return loss, {name: (x * B, B) for name, x in logs.items()}
 
-    return SimpleNamespace(model=model, objective=objective, players=[model, discriminator],
-                           loss_of=loss_of, size=model.config.resolution, tokenizer_hash=None)
+    return SimpleNamespace(
+        model=model, objective=objective, players=[model, discriminator],
+        loss_of=loss_of, size=model.config.resolution, tokenizer_hash=None)
 
 def decoder_training(args, saved, device):
     """Stages 1 to 3 -> the same. A batch: tokens (B, t, h, w), or of the toy
     world video uint8 (B, T, H, W, 3); captions; wrong."""
     tokenizer, digest = tokenizer_of(args, saved, device)
-    size, t = tokenizer.config.resolution, latent_frames(tokenizer.config.frames)
-    config = machine.config_of(args, saved, dataclasses.replace(
-        PRESETS[args.preset], latent_shape=(t, size // 8, size // 8),
-        video_vocab=tokenizer.config.codebook_size), Llama, device)
+    size, frames = tokenizer.config.resolution, tokenizer.config.frames
+    preset = dataclasses.replace(
+        PRESETS[args.preset], video_vocab=tokenizer.config.codebook_size,
+        latent_shape=(latent_frames(frames), size // 8, size // 8))
+    config = flags.config_of(args, saved, preset, Llama, device)
     text = TextTokenizer(config.text_tokenizer)
     with torch.device("meta" if args.fsdp else "cpu"):
         model = Llama(config)
@@ -165,25 +176,30 @@ def decoder_training(args, saved, device):
             if x.dtype == torch.uint8:
                 with torch.no_grad():
                     x = tokenizer.encode(to_float(x))
-            return decoder_loss(objective, config, text, x, captions, args.lambda_, wrong)
+            return decoder_loss(
+                objective, config, text, x, captions, args.lambda_, wrong)
 
-    return SimpleNamespace(model=model, objective=model, players=[model],
-                           loss_of=loss_of, size=size, tokenizer_hash=digest)
+    return SimpleNamespace(
+        model=model, objective=model, players=[model],
+        loss_of=loss_of, size=size, tokenizer_hash=digest)
 
 # ---- the training loop ----
 
 def main():
-    args = parse()
+    args = flags.of_training(__doc__, PRESETS, TOY, PAPER)
     rank, ranks, device = machine.start_processes(args)
-    saved, resumed = machine.starting_point(args, NAMES, device)  # a checkpoint or None
+    # saved: a checkpoint or None
+    saved, resumed = machine.starting_point(args, NAMES, device)
     torch.manual_seed(args.seed)  # the same weights on every rank
-    training = (decoder_training if args.stage else tokenizer_training)(args, saved, device)
-    objective = training.objective
+    build = decoder_training if args.stage else tokenizer_training
+    training = build(args, saved, device)
+    model, objective = training.model, training.objective
     if args.fsdp:
-        machine.shard(training.model, training.model.model.layers, args.dtype, device)
+        machine.shard(model, model.model.layers, args.dtype, device)
         objective.to_empty(device=device)
-        # from nothing, rank 0 draws the weights; `restore` hands out the slices
-        saved = saved or {"weights": {} if rank else Llama(training.model.config).state_dict()}
+        if not saved:  # rank 0 draws the weights; `restore` hands out slices
+            drawn = {} if rank else Llama(model.config).state_dict()
+            saved = {"weights": drawn}
     objective.to(device)
     machine.set_threads(objective)
     optimizer = torch.optim.AdamW(parameter_groups(objective), lr=args.lr,
@@ -192,9 +208,11 @@ def main():
     del saved  # it holds a copy of the weights
     if ranks > 1 and not args.fsdp:
         objective = DistributedDataParallel(
-            objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
-    clips, validation = (Clips(args.images, args.videos, args.seed, args.stage, training.size,
-                               args.returns, val) for val in (False, True))
+            objective, forward_sync_buffers=False,
+            gradient_as_bucket_view=True)
+    clips, validation = (
+        Clips(args.images, args.videos, args.seed, args.stage,
+              training.size, args.returns, val) for val in (False, True))
     batches = (keys for step in range(start, args.steps)
                for keys in micro_batches(args, step, rank, ranks))
     loader = iter(torch.utils.data.DataLoader(
@@ -224,90 +242,73 @@ def main():
                 totals[name] += torch.stack([x, count.to(x)])
 
         # the optimizer step
-        norms = [float(torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0))
+        clip = torch.nn.utils.clip_grad_norm_
+        norms = [float(clip(player.parameters(), 1.0))
                  for player in training.players]
         finite = math.isfinite(sum(norms))
         if finite:
             optimizer.step()
         if args.stage == 0:
-            training.model.vq.reinitialize(args.seed, step, finite)
+            model.vq.reinitialize(args.seed, step, finite)
         skipped = 0 if finite else skipped + 1
         optimizer.zero_grad(set_to_none=True)
 
         # what happened
-        totals["stop"] = loss.new_tensor([len(signals), 1])
-        for x in totals.values() if ranks > 1 else ():
-            dist.all_reduce(x)
-        pairs = {name: x.tolist() for name, x in totals.items()}
-        stop = pairs.pop("stop")[0] > 0  # of any rank
-        frames, seconds = frames_of_step(args, step), time.perf_counter() - began
-        line = {"stage": args.stage, "step": step, "frames": frames, "lr": lr,
-                **{name: x / count for name, (x, count) in pairs.items() if count},
-                "grad_norm": norms[0], "skipped": skipped, "data_wait": waited / seconds}
-        saving = (step + 1) % args.save_every == 0 or step + 1 == args.steps
+        means, stop = machine.means(totals, signals)
+        frames = frames_of_step(args, step)
+        line = {"stage": args.stage, "step": step, "frames": frames,
+                "lr": lr, **means, "grad_norm": norms[0], "skipped": skipped,
+                "data_wait": waited / (time.perf_counter() - began)}
+        done = step + 1
+        saving = done % args.save_every == 0 or done == args.steps
         if saving and not stop:
-            line["val_loss"] = validate(training, objective, validation, FRAMES[args.stage])
+            line["val_loss"] = validate(
+                training, objective, validation, FRAMES[args.stage])
         if rank == 0:
-            log = log or machine.open_log(args.out, args.stage, start, args.logger)
+            log = log or machine.open_log(
+                args.out, args.stage, start, args.logger)
             log(line)
         if skipped == 10:
-            raise ValueError("10 gradients in a row are not finite: try a lower --lr")
-        shown = "loss" if args.stage else "psnr"  # stage 0's loss jumps when D begins to play
+            raise ValueError("10 gradients in a row are not finite: "
+                             "try a lower --lr")
+        # stage 0's loss jumps when D begins to play
+        shown = "loss" if args.stage else "psnr"
         bar.set_postfix({shown: line[shown]}, frames=frames)
         if saving or stop:
-            machine.save(args, NAMES[args.stage], step + 1, training, optimizer)
+            machine.save(args, NAMES[args.stage], done, training, optimizer)
         if stop:
             machine.end_processes()
-            sys.exit(1 if rank else f"train.py: saved at step {step + 1}; --resume goes on")
+            sys.exit(1 if rank else
+                     f"train.py: saved at step {done}; --resume goes on")
     machine.end_processes()
 
 @torch.no_grad()
 def validate(training, objective, validation, frames):
     """The mean loss of 8 validation clips of the longest length."""
-    keys = [[(0, i, frames)] for i in range(8)]
-    logs = [training.loss_of(objective, batch, step=-1)[1] for batch in  # no discriminator
-            torch.utils.data.DataLoader(validation, batch_sampler=keys)]
-    losses = (log.get("unweighted_loss", log["loss"]) for log in logs)
-    return sum(float(x / count) for x, count in losses) / 8
+    keys, loss = [[(0, i, frames)] for i in range(8)], 0.0
+    for batch in torch.utils.data.DataLoader(validation, batch_sampler=keys):
+        # step -1: no discriminator
+        _, logs = training.loss_of(objective, batch, step=-1)
+        x, count = logs.get("unweighted_loss", logs["loss"])
+        loss += float(x / count) / 8
+    return loss
 
-# ---- plumbing: arguments ----
+# ---- plumbing ----
 
 def tokenizer_of(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
     found = tokenizer_in(args.out)
     if not found and args.preset != "toy":
-        raise ValueError(f"no {args.out}/tokenizer.pt: train stage 0 first, or name its --out")
-    tokenizer, digest = load_tokenizer(args.out if found else None, device, finished=True)
-    folders = {folder for source in (args.images, args.videos) if source != "toy"
-               for folder in source.split(",")}
+        raise ValueError(f"no {args.out}/tokenizer.pt: train stage 0 first, "
+                         "or name its --out")
+    tokenizer, digest = load_tokenizer(
+        args.out if found else None, device, finished=True)
+    folders = {*args.images.split(","), *args.videos.split(",")} - {"toy"}
     for other in (saved, *map(read_meta, folders)):
         if other and other.get("tokenizer_hash") != digest:
-            raise ValueError("the clips or the checkpoint have another tokenizer")
+            raise ValueError(
+                "the clips or the checkpoint have another tokenizer")
     return tokenizer, digest
-
-def parse():
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = p.add_argument
-    add("--stage", type=int, choices=range(4), required=True, help="see above")
-    add("--preset", choices=PRESETS, default="toy", help="sizes and numbers of the training")
-    add("--videos", default="toy", metavar="A,B", help="folders by tools/prepare.py, or toy")
-    add("--images", metavar="C,D", help="the same; default: the videos' first frames")
-    add("--image-every", type=int, default=5, help="a step of images in 5 (0: none)")
-    add("--lambda", dest="lambda_", type=float, default=1.0, help="of Eq. (2), 1")
-    add("--seed", type=int, default=0, help="of weights and samples, 0")
-    machine.add_flags(p, TOY, PAPER)
-    args = p.parse_args()
-    preset = TOY if args.preset == "toy" else PAPER
-    for name, x in (preset | {"images": args.videos}).items():
-        if getattr(args, name) is None:
-            setattr(args, name, x[args.stage] if isinstance(x, tuple) else x)
-    if min(args.steps, args.batch_size, args.micro_batch, args.save_every,
-           args.image_every + 1) < 1:
-        raise ValueError("steps and batches must be at least 1, --image-every 0")
-    args.warmup = min(args.warmup, args.steps // 2)
-    args.out.mkdir(parents=True, exist_ok=True)
-    return args
 
 if __name__ == "__main__":
     try:

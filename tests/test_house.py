@@ -6,12 +6,15 @@ import pytest
 
 from conftest import ROOT
 
-LEAVES = "tools/adopted", "tools/films", "tools/machine", "tools/shards"
+LEAVES = "tools/adopted", "tools/films", "tools/machine"
 BELOW = {**dict.fromkeys(LEAVES, set()), "tools/shards": {"tools.films"},
+         "tools/flags": {"tools.films", "tools.machine"},
          "data": {"tools.shards"}, "model": set(),
          "tokenizer": {"tools.adopted", "tools.machine"},
-         "sample": {"data", "tokenizer", "model", "tools.films", "tools.machine"},
-         "train": {"data", "tokenizer", "model", "tools.machine", "tools.shards"}}
+         "sample": {"data", "tokenizer", "model", "tools.films", "tools.flags",
+                    "tools.machine"},
+         "train": {"data", "tokenizer", "model", "tools.flags", "tools.machine",
+                   "tools.shards"}}
 OURS = {"data", "tokenizer", "model", "sample", "train", "tools", "experiments"} | {
     name[:-3] for folder in ("tools", "experiments")
     for name in os.listdir(os.path.join(ROOT, folder)) if name.endswith(".py")}

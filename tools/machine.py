@@ -4,14 +4,12 @@ of a training. It imports none of the five.
     check_device, check_seed, check_compiler,    what a user asks for
     check_memory, check_cudnn
     start_processes, shard, of_all_ranks         one process, DDP, FSDP
-    exchange_gradients, stop_signals            of a training step
+    exchange_gradients, means, stop_signals     of a training step
     fast_dtype, autocast, set_threads, compiled  what is fast here
     starting_point, restore, save                init, resume, overwrite
-    add_flags, config_of                         flags of train.py; sizes that they change
     read_checkpoint, write_checkpoint, digest    a dict of plain types and tensors
     open_log                                     metrics.jsonl
 """
-import argparse
 import contextlib
 import dataclasses
 import errno
@@ -27,7 +25,6 @@ import signal
 import sys
 import time
 import timeit
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -287,77 +284,16 @@ def starting_point(args, names, device):
     return saved, resumed
 
 
-SIZES = {  # numbers of the presets that flags may change
-    "dim": "width of the decoder", "n_layers": "its layers", "n_heads": "its attention heads",
-    "ffn_dim": "width inside its MLPs", "text_len": "text tokens of a caption",
-    "resolution": "pixels, height = width", "codebook_size": "codes",
-    "code_dim": "numbers per code", "base_channels": "channels of the finest level"}
-LEVELS = {  # four each, from fine to coarse
-    "multipliers": "channels of each level, as multiples of --base-channels",
-    "encoder_blocks": "residual blocks of each level",
-    "decoder_blocks": "the same", "encoder_kernels": "size of each level's kernels"}
-
-
-NUMBERS = {  # of the presets of a training, which flags may change, too
-    "steps": "in all",
-    "batch_size": "clips of the longest length per step, in all",
-    "micro_batch": "65-frame clips, or as many tokens, at once on a device",
-    "lr": "learning rate at its highest",
-    "warmup": "steps until then, at most half of all",
-    "save_every": "steps between checkpoints, each with a validation",
-    "returns": "share of clips that contradict their caption for a while",
-    "perceptual_weight": "of LPIPS, stage 0",
-    "adversarial_weight": "of the discriminator's score, stage 0",
-    "adversarial_start": "from this share of the steps on, 0 to 1"}
-
-
-def add_flags(parser, toy, paper):
-    """The flags of train.py that have a home here or in its presets."""
-    add = parser.add_argument_group("training (of several numbers, a stage's)").add_argument
-    for name, help in NUMBERS.items():
-        number = paper[name][0] if isinstance(paper[name], tuple) else paper[name]
-        add("--" + name.replace("_", "-"), type=type(number), metavar="N",
-            help=f"{help}; toy {toy[name]}, else {paper[name]}")
-    add = parser.add_argument_group("files").add_argument
-    add("--out", type=Path, default="out", help="folder of checkpoints and metrics.jsonl")
-    add("--init", metavar="PATH", help="a checkpoint to start from, or 'none'")
-    add("--resume", action="store_true", help="go on from --out")
-    add("--overwrite", action="store_true", help="start this stage again")
-    add("--logger", choices=["tensorboard", "wandb"], help="beside metrics.jsonl")
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", help=f"default: {DEVICE}")
-    add("--workers", type=int, default=reading_workers() if DEVICE == "cuda" else 0,
-        help="processes that load data; 0 on a CPU")
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
-        help="of matrix products; auto: the faster one")
-    add("--compile", action=argparse.BooleanOptionalAction, default=DEVICE == "cuda")
-    add("--checkpoint-activations", action="store_true", help="compute twice, save memory")
-    add("--fsdp", action="store_true", help="weights divided among processes")
-    add = parser.add_argument_group("sizes", "instead of the preset's").add_argument
-    for name, help in (SIZES | LEVELS).items():
-        add("--" + name.replace("_", "-"), type=int, help=help, metavar="N",
-            nargs=4 if name in LEVELS else None)
-
-
-def config_of(args, saved, preset, network, device):
-    """The checkpoint's config (its flags must agree), or preset and flags, for
-    a network that fits into memory. Flags of the other network are ignored: one
-    line of flags does for all."""
-    config = type(preset)(**saved["config"]) if saved else preset
-    flags = {name: tuple(x) if isinstance(x, list) else x for name, x in vars(args).items()
-             if name in SIZES | LEVELS and hasattr(config, name) and x is not None}
-    if any(flags[name] < 1 for name in flags.keys() & SIZES.keys()):
-        raise ValueError("sizes must be at least 1")
-    changed = dataclasses.replace(config, **flags)
-    if flags.get("codebook_size", 1) > 65536:
-        raise ValueError("tokens are stored in 16 bits: at most 65536 codes")
-    if hasattr(changed, "n_heads") and changed.dim % (2 * changed.n_heads):
-        raise ValueError("--dim must be a multiple of twice --n-heads")
-    if saved and (config, saved["args"]["preset"]) != (changed, args.preset):
-        raise ValueError("the checkpoint has another config")
-    with torch.device("meta"):
-        check_memory(network(changed), args, device)
-    return changed
+def means(totals, signals):
+    """totals: {name: tensor (sum, count)} of this rank -> {name: mean} of all
+    ranks, and whether any of them got a signal to stop."""
+    totals["stop"] = torch.full_like(totals["loss"], len(signals))
+    if dist.is_initialized():
+        for x in totals.values():
+            dist.all_reduce(x)
+    pairs = {name: x.tolist() for name, x in totals.items()}
+    stop = pairs.pop("stop")[0] > 0
+    return {name: x / count for name, (x, count) in pairs.items() if count}, stop
 
 
 def settings(args):

@@ -90,7 +90,7 @@ def film(world, visitor, reel):
                     known = encoded(clip[-CONTEXT:])
         except GivenUp:
             continue
-        except ValueError as e:  # what `sample.check` refuses
+        except ValueError as e:  # what `check_sampling` refuses
             reel.refused = str(e)
             return
 
