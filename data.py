@@ -38,9 +38,10 @@ def to_uint8(video):
 
 class TextTokenizer:
     """Captions -> ids. kind: "bytes"; "storybook", bytes and the storybook's
-    words; "gpt2", 32000 ranks of its table (our choice; the number, Sec. 4.1)."""
+    words; "gpt2", 32000 ranks of its table (our choice; the number, Sec. 4.1).
+    size: of a model's text vocabulary; ValueError if it has another."""
 
-    def __init__(self, kind="bytes"):
+    def __init__(self, kind="bytes", size=None):
         ranks = {bytes([i]): i for i in range(256)}
         pattern = r" [a-z]+|[\s\S]"
         if kind == "storybook":  # a word that is a whole piece needs no merges
@@ -55,6 +56,9 @@ class TextTokenizer:
             ranks = {w: rank for w, rank in table.items() if rank < 32000}
         self.bpe = tiktoken.Encoding(f"loong-{kind}", pat_str=pattern,
                                      mergeable_ranks=ranks, special_tokens={})
+        if size not in (None, self.bpe.n_vocab):
+            raise ValueError(f"the model has {size} text ids, the {kind} tokenizer "
+                             f"{self.bpe.n_vocab}: it learnt other words")
 
     def encode(self, caption):
         """str -> list of ids; absurdly long ones are cut."""
@@ -68,9 +72,9 @@ class Clips(torch.utils.data.Dataset):
     counts twice; clips of one frame are of `images`. A clip is tokens int64
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
     returns: share of longer clips whose frames contradict the caption for a
-    while, so that the model learns to trust words over frames (our choice):
-    latent frames first ... end - 1 are wrong = (first, end), another clip's
-    tokens, or see `toy_return`. Clips without caption have none.
+    while, so that the model learns to trust words over frames (our choice).
+    wrong = (first, end): latent frames first ... end - 1 are such, another
+    clip's tokens or, in the toy, see `toy_return`; (0, 0) if none are.
     validation: other samples, the last 64th of the clips, nothing dropped.
     """
 
@@ -92,8 +96,7 @@ class Clips(torch.utils.data.Dataset):
         returns = returns and rng.random() < self.returns
         if source == "toy":
             if self.resolution != SIZE:
-                raise ValueError(
-                    f"the toy world has {SIZE} pixels: use --videos")
+                raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
             if returns:
                 clip, caption, wrong = toy_return(rng, frames)
             else:
@@ -117,18 +120,18 @@ COLORS = {"red": (220, 50, 40), "green": (40, 200, 90),
           "purple": (150, 60, 190), "white": (245, 245, 245)}
 LANDS = {"hills": (70, 150, 70), "mountains": (110, 105, 125),
          "city": (80, 75, 95)}
-# The colors of the sky and of its sun or moon; the brightness of the land
+# colors of the sky and of its sun or moon; the brightness of the land
 SKIES = {"day": ((120, 190, 240), (255, 230, 80), 1.0),
          "sunset": ((240, 150, 90), (255, 230, 180), 0.85),
          "night": ((20, 25, 60), (240, 240, 215), 0.55)}
 SPEEDS = {"slowly": 2, "quickly": 4}  # pixels per frame
-TOY = {"traveller": ["balloon", "bird", "car"], "color": list(COLORS),
+ATTRIBUTES = {"traveller": ["balloon", "bird", "car"], "color": list(COLORS),
        "land": list(LANDS), "sky": list(SKIES), "way": ["left", "right"],
        "speed": list(SPEEDS)}
 HELD_OUT = {("balloon", "green", "mountains"), ("balloon", "purple", "city"),
             ("bird", "red", "hills"), ("bird", "white", "city"),
             ("car", "blue", "hills"), ("car", "yellow", "mountains")}
-WORDS = {  # the first are the canonical ones; of a traveller, its verbs
+WORDS = {  # the first are canonical; a traveller's are its verbs
     "balloon": ["drifts", "floats", "glides"],
     "bird": ["flies", "soars", "travels"],
     "car": ["drives", "rolls", "cruises"],
@@ -142,28 +145,26 @@ WORDS = {  # the first are the canonical ones; of a traveller, its verbs
     "right": ["right", "to the right", "rightward"],
     "slowly": ["slowly", "gently", "at a slow pace"],
     "quickly": ["quickly", "swiftly", "at high speed"]}
-VOCABULARY = sorted({word for phrases in [*TOY.values(), *WORDS.values()]
+VOCABULARY = sorted({word for phrases in [*ATTRIBUTES.values(), *WORDS.values()]
                      for phrase in phrases for word in phrase.split()})
 TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48, 48]}  # y of its picture
 CLAUSES = "way", "speed", "land", "sky"
-# 0: the first words
 CANONICAL = "a {color} {traveller} {verb0} {way0} {speed0} {land0} {sky0}"
 
 def held_out(attributes):
     """True for the 6 of 54 triples that training never sees."""
-    triple = tuple(attributes[k] for k in ("traveller", "color", "land"))
-    return triple in HELD_OUT
+    return tuple(attributes[k] for k in ("traveller", "color", "land")) in HELD_OUT
 
 def toy_attributes(rng, held=False):
     """Draw six attributes, of a training triple or of a held-out one."""
     while True:
-        a = {k: str(rng.choice(v)) for k, v in TOY.items()}
+        a = {k: str(rng.choice(v)) for k, v in ATTRIBUTES.items()}
         if held_out(a) == held:
             return a
 
 def wording(rng, held=False, dense=False):
     """Draw a form of caption: of the fifth that training never sees, or of the
-    rest. All but the traveller may be left out; the clauses stand in any order,
+    rest. Color and clauses may be left out; the clauses stand in any order,
     up to two of them twice in other words. dense: all, three or four twice."""
     while True:
         said = [name for name in CLAUSES if dense or rng.random() < 0.85]
@@ -190,7 +191,7 @@ def caption_of(attributes, form=CANONICAL):
     for name in ("traveller", *CLAUSES):
         slot = "verb" if name == "traveller" else name
         words |= {f"{slot}{i}": word for i, word in enumerate(WORDS[attributes[name]])}
-    return form.format(**words), tuple(name for name in TOY if "{" + name in form)
+    return form.format(**words), tuple(name for name in ATTRIBUTES if "{" + name in form)
 
 def land_heights(rng, land, n):
     """Draw the height of the land in n columns, 8 to 24 pixels: a random
@@ -208,13 +209,15 @@ def land_heights(rng, land, n):
     return np.repeat(4 * floors, 8 * width)[64:64 + n]
 
 def paint(pictures, color, radius, start, *ends):
-    """Paint a thick stroke into each picture of premultiplied RGBA (N, 64, 64, 4),
-    from start to its own end, to the only one, or a disk if there is none. A point
-    (x, y) is the complex number x + yj: abs() of a difference is a distance."""
+    """Paint a thick stroke into each picture of premultiplied RGBA
+    (N, 64, 64, 4). It goes from start to an end: ends has one for each
+    picture or one for all; none makes a disk. A point (x, y) is the complex
+    number x + yj, so abs() of a difference is a distance."""
     y, x = np.indices((SIZE, SIZE)) + 0.5
-    point, way = x + 1j * y - start, np.reshape(ends or start, (-1, 1, 1)) - start
-    along = (point * np.conj(way)).real / np.maximum(np.abs(way) ** 2, 1)
-    distance = np.abs(point - np.clip(along, 0, 1) * way)
+    point = x + 1j * y - start
+    stroke = np.reshape(ends or start, (-1, 1, 1)) - start
+    along = (point * np.conj(stroke)).real / np.maximum(np.abs(stroke) ** 2, 1)
+    distance = np.abs(point - np.clip(along, 0, 1) * stroke)
     cover = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
     pictures += cover * (np.float32([*color, 1]) - pictures)
 
@@ -263,8 +266,8 @@ def draw_traveller(traveller, color, corner):
 
 def draw_clip(seed, frames, a):
     """The video that shows the attributes a, uint8 (T, 64, 64, 3), and the
-    traveller's box (x0, y0, x1, y1) in pixels. The same seed gives the same
-    shapes and places, whatever the attributes."""
+    traveller's box (x0, y0, x1, y1) in pixels. The same seed draws alike, so
+    that clips differ in what their attributes say alone."""
     rng, land_rng = np.random.default_rng(seed).spawn(2)
     # all stands on the grid of tokens and goes to the right; mirrored below
     x, row = 8 * rng.integers(1, 5), rng.integers(2)
@@ -316,17 +319,16 @@ def toy_return(rng, frames):
             b["opacity"] = rng.choice([0, 0.5])
     seed = rng.integers(2 ** 62)
     first, end = wrong_latents(rng, latent_frames(frames))
-    right, wrong = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
+    asked, other = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
 
     def fade(n):  # from 0 to 1 in 2 to 6 frames, from latent frame n on
-        since = np.arange(frames) + 4 - 4 * n
+        since = np.arange(frames) - (4 * n - 4)  # its first is frame 4n - 3
         return np.clip(since / rng.integers(2, 7), 0, 1)
 
-    # of what is wrong
-    share = (fade(first) if first else 1) * (1 - fade(end))
+    share = (fade(first) if first else 1) * (1 - fade(end))  # of the other
     share = np.tile(share[:, None, None, None], (SIZE, 1))
-    if rng.random() < 0.25:
-        left, after = np.sort(8 * rng.integers(9, size=2))
-        share[:, :, left:after] = 0  # right all along
-    video = np.rint(share * wrong + (1 - share) * right).astype(np.uint8)
+    if rng.random() < 0.25:  # none of it in some columns
+        x0, x1 = np.sort(8 * rng.integers(9, size=2))
+        share[:, :, x0:x1] = 0
+    video = np.rint(share * other + (1 - share) * asked).astype(np.uint8)
     return video, caption, (first, end)

@@ -6,7 +6,8 @@ and video tokens as one causal sequence (Sec. 3.1):
     <sot> t1 ... tN <pad>... <eot> <soi> v1 ... vL  (B, text_len + 3 + L)
 
 Ids: 32000 of text, then 8192 of video, then 10 special, 40202 in all. The
-loss is on video tokens alone. This file knows nothing about pixels.
+loss is on video tokens alone. In sampling a `KVCache` keeps what was fed.
+This file knows nothing about pixels.
 """
 import math
 from dataclasses import dataclass

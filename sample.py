@@ -2,8 +2,9 @@
 
     python sample.py --prompt "..." --seconds 60 --out video.mp4
 
-The model writes the tokens of 65 frames (10 s) one by one, each drawn from
-the top k of the guided distribution (k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
+The model writes the tokens of 65 frames (10 s) one by one (`jacobi` does so
+several at a time), each drawn from the top k of the guided distribution
+(k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
 
     guided = uncond + scale * (cond - uncond)
     next   ~ softmax(top_k(guided / temperature))
@@ -132,12 +133,10 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
     window = window or max(1, 32 // B)
     cache = (cache_to_compile if compile else KVCache)(
         model, B * (1 + (sampling["cfg_scale"] != 1)), window)
-    step = next_codes
-    if compile:
-        step = machine.compiled(next_codes, device.type)
-    write = functools.partial(jacobi, window=window)
-    if window == 1:
-        write = generate_tokens
+    step = machine.compiled(next_codes, device.type) if compile else next_codes
+    write = generate_tokens
+    if window > 1:
+        write = functools.partial(jacobi, window=window)
     generators = [torch.Generator(device).manual_seed(int(s)) for s in seeds]
     captions = prefix_tokens(config, [text.encode(p) for p in prompts])
     captions = captions.to(device)
@@ -146,8 +145,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
     def encode(frames):  # uint8 (B, T, H, W, 3) -> tokens (B, t, h, w)
         return tokenizer.encode(to_float(frames).to(device))
 
-    # of the next clip: known latent frames, such as 2, and their 5 frames,
-    # which were shown
+    # latent frames that the next clip knows; of their frames, those shown
     known, shown = captions.new_empty(B, 0, h, w), 0
     if start is not None and len(start):
         shown = 1 + (min(len(start), context) - 1) // 4 * 4
@@ -183,11 +181,12 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     can be guessed. A pass over `window` guesses draws what follows each. Up to
     the first wrong guess all that is fed is right, so these draws are what one
     at a time would give; those after it are better guesses for the next pass.
-    Of several rows the slowest decides. A first guess:
+    Of several rows the slowest decides. A first guess at the place ?: a is
+    what the frame before has there, b what it has one row below.
 
         frame before   this frame
-             a             ?        the last place that had a above b, too, became
-             b                      c: guess c, or a if there is none
+             a             ?        where the last such pair, a above b, was,
+             b                      a frame later there was c: guess c, or a
     """
     config, rows = model.config, 1 + (cfg_scale != 1)
     _, h, w = config.latent_shape
@@ -201,15 +200,16 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     ids = F.pad(prefix, (0, n + window), value=config.text_vocab)
     places = torch.arange(ids.shape[1], device=ids.device)
     before = (places - h * w).clamp(min=0)  # the same place a frame ago
-    done, new = 0, window  # codes that are right; places without a guess
+    # codes that are right; how many of the last places have no guess yet
+    done, to_guess = 0, window
     while done < n:
         end = P + done + window
-        settled, to_guess = slice(P + done), slice(end - new, end)
+        settled, unguessed = slice(P + done), slice(end - to_guess, end)
         pairs = ids[:, before] * 10**6 + ids[:, before + w]  # ids are smaller
-        same = pairs[:, settled, None] == pairs[:, None, to_guess]
+        same = pairs[:, settled, None] == pairs[:, None, unguessed]
         last = (same * places[settled, None]).amax(1)
-        last = last.where(last > 0, before[to_guess])
-        ids[:, to_guess] = ids.gather(1, last)
+        last = last.where(last > 0, before[unguessed])
+        ids[:, unguessed] = ids.gather(1, last)
 
         tokens = ids[:, :end - 1]
         if done:
@@ -221,9 +221,10 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
         drawn = draw(model, tokens, cache, noise[:, done:done + window],
                      scale, top_k, temperature, floor) + config.text_vocab
         right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
-        new = min(1 + int(right[:-1].sum()), n - done)
+        # a draw is right if all that was fed before it is: the first always
+        to_guess = min(1 + int(right[:-1].sum()), n - done)
         ids[:, P + done:end] = drawn
-        done += new
+        done += to_guess  # the window moves on by as many
         # the last code was not fed yet; what is beyond is written over
         cache.length = P + done - 1
         if watch:
@@ -249,7 +250,8 @@ def load(path=None, device="cpu"):
         raise ValueError(f"{path} was trained on another tokenizer's tokens")
     model = load_decoder(saved, device)
     model.sampling = TOY if saved["args"]["preset"] == "toy" else PAPER
-    return model, tokenizer, TextTokenizer(model.config.text_tokenizer)
+    text = TextTokenizer(model.config.text_tokenizer, model.config.text_vocab)
+    return model, tokenizer, text
 
 def main():
     args = flags.of_sampling(TOY, PAPER, CONTEXT, FPS)

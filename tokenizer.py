@@ -3,7 +3,7 @@
     video (B, 3, T, H, W) in [-1, 1], T = 1 + 4k frames
       -> Encoder       latents (B, C, t, h, w), t = 1 + k, h = H/8, w = W/8
       -> ClusteringVQ  tokens (B, t, h, w) int64
-      -> Decoder       video (B, 3, T, H, W)
+      -> Decoder       video (B, 3, T, H, W); `AdaptiveNorm` at each level
 
 Latent frame 0 holds frame 0 alone, latent frame n holds frames 4n-3 ... 4n.
 No token depends on a later frame: an image is a clip of one frame, and the
@@ -204,6 +204,7 @@ class ClusteringVQ(nn.Module):
             e_k <- (1 - a_k) e_k + a_k anchor_k   M codes in all
 
         n_k of the n latents chose code k. All ranks draw the same anchors.
+        finite: whether this step's gradients were; else no code moves.
         """
         latents, tokens = map(machine.of_all_ranks, map(torch.cat, zip(*self.seen)))
         self.seen = []
@@ -332,8 +333,7 @@ def load_tokenizer(folder=None, device="cpu", finished=False):
     checkpoint = machine.read_checkpoint(folder / "tokenizer.pt", "tokenizer", finished)
     tokenizer = VideoTokenizer(TokenizerConfig(**checkpoint["config"]))
     weights = checkpoint["weights"]
-    weights |= {name: weights[name].bfloat16()
-                for name, _ in tokenizer.named_parameters()}
+    weights |= {name: weights[name].bfloat16() for name, _ in tokenizer.named_parameters()}
     tokenizer.load_state_dict(weights)
     tokenizer.to(device).eval().requires_grad_(False)
     return tokenizer, machine.digest(weights, but="vq.usage")  # of training only

@@ -67,7 +67,8 @@ def frames_of_step(args, step):
 def micro_batches(args, step, rank, ranks):
     """This rank's samples of a step, lists of keys (step, i, frames).
     --batch-size counts clips of the stage's longest length; a step of shorter
-    ones has more of them, so that all steps have about as many tokens."""
+    ones has more of them, so that all steps have about as many tokens.
+    --micro-batch counts 65-frame clips in all stages."""
     frames = frames_of_step(args, step)
     t, longest = latent_frames(frames), latent_frames(FRAMES[args.stage])
     n = args.batch_size // ranks * (longest // t)
@@ -160,7 +161,7 @@ def decoder_training(args, saved, device):
         PRESETS[args.preset], video_vocab=tokenizer.config.codebook_size,
         latent_shape=(latent_frames(frames), size // 8, size // 8))
     config = flags.config_of(args, saved, preset, Llama, device)
-    text = TextTokenizer(config.text_tokenizer)
+    text = TextTokenizer(config.text_tokenizer, config.text_vocab)
     with torch.device("meta" if args.fsdp else "cpu"):
         model = Llama(config)
     model.model.checkpoint_activations = args.checkpoint_activations
@@ -171,7 +172,7 @@ def decoder_training(args, saved, device):
 
     def loss_of(objective, batch, step):
         x, captions = batch[0].to(device, non_blocking=True), batch[1]
-        wrong = torch.stack(batch[2], 1)  # (B, 2)
+        wrong = torch.stack(batch[2], 1)  # the loader made two (B,) of it
         with machine.autocast(device, args.dtype):
             if x.dtype == torch.uint8:
                 with torch.no_grad():
@@ -198,8 +199,7 @@ def main():
         machine.shard(model, model.model.layers, args.dtype, device)
         objective.to_empty(device=device)
         if not saved:  # rank 0 draws the weights; `restore` hands out slices
-            drawn = {} if rank else Llama(model.config).state_dict()
-            saved = {"weights": drawn}
+            saved = {"weights": {} if rank else Llama(model.config).state_dict()}
     objective.to(device)
     machine.set_threads(objective)
     optimizer = torch.optim.AdamW(parameter_groups(objective), lr=args.lr,

@@ -31,7 +31,7 @@ from matplotlib import pyplot  # noqa: E402, F401
 from metrics import DEVICE
 
 # isort: split
-from data import TOY, caption_of, latent_frames, to_float, toy_attributes, toy_clip
+from data import ATTRIBUTES, caption_of, latent_frames, to_float, toy_attributes, toy_clip
 from model import prefix_tokens, token_losses
 from prompts import WINDOW, analyse, is_one_piece
 from reproduce import number
@@ -111,7 +111,7 @@ def sampled(world, prompt, seconds, seed, **options):
     return np.concatenate(list(generate(*world, prompt, seconds, seed, **options)))
 
 
-def as_prompted(video, attributes, said=tuple(TOY)):
+def as_prompted(video, attributes, said=tuple(ATTRIBUTES)):
     """Does it show all of this, in its first ten seconds?"""
     found = analyse(video[:WINDOW])
     return all(found[name] == attributes[name] for name in said)

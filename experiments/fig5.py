@@ -32,7 +32,7 @@ from common import (
     save_picture,
     trained,
 )
-from data import TOY
+from data import ATTRIBUTES
 from prompts import analyse
 
 RATES = 1e-3, 2e-3, 4e-3
@@ -85,7 +85,7 @@ def main():
         world, wanted = ready(two_rounds(seed, *how, *steps)[1]), drawn(seed, args.n)
         found = [analyse(sampled(world, caption(a), 17 / 6.5, i)) for i, a in enumerate(wanted)]
         return {"right": np.mean([x[name] == a[name] for x, a in zip(found, wanted)
-                                  for name in TOY])}
+                                  for name in ATTRIBUTES])}
 
     seen = {arm: [kept("fig5", ["seen", *how, seed], lambda: look(seed, how))["right"]
                   for seed in seeds] for arm, how in arms.items()}

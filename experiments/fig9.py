@@ -22,7 +22,7 @@ from common import (
     sampled,
     save_picture,
 )
-from data import TOY, caption_of, wording
+from data import ATTRIBUTES, caption_of, wording
 
 
 def worded(attributes, kind, rng):
@@ -31,7 +31,7 @@ def worded(attributes, kind, rng):
         return caption_of(attributes, wording(rng, dense=True))[0]
     while True:
         caption, said = caption_of(attributes, wording(rng, kind == "new wordings"))
-        if said == tuple(TOY):
+        if said == tuple(ATTRIBUTES):
             return caption
 
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import TOY, to_float, toy_attributes, toy_clip  # noqa: E402
+from data import ATTRIBUTES, to_float, toy_attributes, toy_clip  # noqa: E402
 from tokenizer import SHIPPED  # noqa: E402
 from tools.machine import autocast, read_checkpoint, set_threads  # noqa: E402
 
@@ -77,7 +77,7 @@ class Classifier(nn.Module):
             self.body.extend([nn.Conv3d(dim_in, dim, 3, stride, padding=1),
                               nn.GroupNorm(8, dim), nn.SiLU()])
         self.heads = nn.ModuleDict({name: nn.Linear(dims[-1], len(values))
-                                    for name, values in TOY.items()})
+                                    for name, values in ATTRIBUTES.items()})
 
     def forward(self, video):
         return self.body(video).mean((2, 3, 4))
@@ -105,7 +105,7 @@ def text_match(videos, attributes, network):
     features = classifier_features(videos, network)
     features = torch.as_tensor(features, dtype=torch.float32, device=DEVICE)
     rows, asked = np.arange(len(features)), []
-    for name, values in TOY.items():
+    for name, values in ATTRIBUTES.items():
         probability = network.heads[name](features).softmax(1).cpu().numpy()
         wanted = [values.index(a[name]) for a in attributes]
         asked.append(probability[rows, wanted])
@@ -127,7 +127,7 @@ def train_classifier(steps, batch_size=16, seed=0):
                  for _ in range(n)]
         video = to_float(np.stack([c[0] for c in clips])).to(DEVICE)
         labels = {name: torch.tensor([values.index(c[2][name]) for c in clips], device=DEVICE)
-                  for name, values in TOY.items()}
+                  for name, values in ATTRIBUTES.items()}
         return video, labels
 
     for step in tqdm(range(steps), desc="classifier"):

@@ -30,6 +30,7 @@ from metrics import DEVICE
 
 # isort: split
 from data import (
+    ATTRIBUTES,
     CANONICAL,
     COLORS,
     FPS,
@@ -37,7 +38,6 @@ from data import (
     SIZE,
     SKIES,
     SPEEDS,
-    TOY,
     caption_of,
     land_heights,
     toy_attributes,
@@ -78,7 +78,7 @@ def nearest(colors, tables):
 
 def sky_and_land(video):
     """video uint8 (T, H, W, 3) -> the color of its sky (T, 3), and the indices
-    of its sky and land in data.TOY, (T,) each, -1 where that is unclear."""
+    of its sky and land in data.ATTRIBUTES, (T,) each, -1 where that is unclear."""
     T = len(video)
     sky_color = np.median(video[:, :24].reshape(T, -1, 3), axis=1)
     sky = nearest(sky_color, np.float32([color for color, _, _ in SKIES.values()]))
@@ -132,7 +132,7 @@ def motion_of(video):
     fit = {shift: np.median(mismatch(heights, 2 * shift)) for shift in SHIFTS}
     best = min(fit, key=fit.get)
     if fit[best] < 0.7 * np.median(list(fit.values())):
-        for way, speed in itertools.product(TOY["way"], SPEEDS):
+        for way, speed in itertools.product(ATTRIBUTES["way"], SPEEDS):
             if velocity(speed, way) == best:
                 return way, speed
     return None, None
@@ -190,7 +190,7 @@ def silhouettes():
         return max_pool2d(masks, 2 * by + 1, stride=1, padding=by)
 
     kinds, masks = [], []
-    for kind, way in itertools.product(TOY["traveller"], TOY["way"]):
+    for kind, way in itertools.product(ATTRIBUTES["traveller"], ATTRIBUTES["way"]):
         looks = {"traveller": kind, "way": way}
         red, blue = [toy_clip(np.random.default_rng(0), 5, looks | {"color": color})[0]
                      for color in ("red", "blue")]
@@ -237,7 +237,7 @@ def usual(indices):
 
 def analyse(video):
     """video uint8 (T, H, W, 3) -> the attributes that it shows, each a name
-    of data.TOY, or None where nothing is clear."""
+    of data.ATTRIBUTES, or None where nothing is clear."""
     _, sky, land = sky_and_land(video)
     sky, land = usual(sky), usual(land)
     traveller, color = traveller_of(video, sky, land)
@@ -254,7 +254,7 @@ def changes(video, context=CONTEXT):
     return change[borders].mean(), np.delete(change, borders).mean()
 
 
-def judge(video, attributes, said=tuple(TOY)):
+def judge(video, attributes, said=tuple(ATTRIBUTES)):
     """One video against what its prompt says of the attributes -> bools."""
     first, last = analyse(video[:WINDOW]), analyse(video[-WINDOW:])
     verdict = {name: first[name] == attributes[name] for name in said}
@@ -309,7 +309,7 @@ def main():
                 np.save(f"{args.keep}.{kind}.{i}.npy", videos)
 
         found = results[kind] = {}
-        for name in (*TOY, "first 10 s", "last 10 s", "one piece"):
+        for name in (*ATTRIBUTES, "first 10 s", "last 10 s", "one piece"):
             right = [v[name] for v in verdicts if name in v]
             found[name] = round(float(np.mean(right)), 4) if right else None
         border, inside = np.mean(seams, axis=0)

@@ -24,7 +24,7 @@ CLAIMS = {
     "fig3": ("Fig. 3", "late frames have the smaller loss", "nats"),
     "fig5": ("Fig. 5", "short to long is better for early frames", "nats"),
     "fig6": ("Fig. 6", "re-encoded frames are continued better", "nats"),
-    "fig7": ("Fig. 7", "greedy land is further from the world's own", "pixels"),
+    "fig7": ("Fig. 7", "land drawn greedily is less like the world's own", "pixels"),
     "fig9": ("Fig. 9", "dense captions are followed like trained ones, within .1", "of videos"),
     "fig10": ("Sec. 4.1", "CVQ uses more codes than plain VQ", "of the codes"),
     "tab1": ("Tab. 1", "larger models are better", "nats"),

@@ -25,7 +25,7 @@ from common import (
     save_picture,
     strips,
 )
-from data import FPS, TOY, draw_clip, held_out, toy_attributes
+from data import ATTRIBUTES, FPS, draw_clip, held_out, toy_attributes
 
 SECONDS = 60 / FPS  # a clip that goes on from five frames
 SETTLED = 26  # frames: what is seen in the first four seconds does not count
@@ -33,10 +33,10 @@ SETTLED = 26  # frames: what is seen in the first four seconds does not count
 
 def pair(name, i):
     """Attributes before and after: another value of one; the last frames before."""
-    rng = np.random.default_rng([11, list(TOY).index(name), i])
+    rng = np.random.default_rng([11, list(ATTRIBUTES).index(name), i])
     while True:
         before = toy_attributes(rng)
-        after = before | {name: str(rng.choice([x for x in TOY[name] if x != before[name]]))}
+        after = before | {name: str(rng.choice([x for x in ATTRIBUTES[name] if x != before[name]]))}
         if not held_out(after):
             return before, after, draw_clip(rng.integers(2 ** 62), 65, before)[0][-17:]
 
@@ -58,7 +58,7 @@ def main():
     arms = {"with returns": None} | ({"without": args.before} if args.before else {})
     right, curves, worlds = {}, {}, {arm: ready(folder) for arm, folder in arms.items()}
     for arm, world in worlds.items():
-        for name in TOY:
+        for name in ATTRIBUTES:
             lines = [kept("switch", [arm, name, i], lambda: measure(world, name, i))
                      for i in tqdm(range(args.n), desc=f"{arm}: {name}")]
             right[arm, name] = np.array([line["right"] for line in lines], bool)
@@ -66,8 +66,8 @@ def main():
     result("switch", f"{args.n} pairs of each kind",
            {"as prompted after another color": right["with returns", "color"]},
            {f"as prompted after another {name}": right["with returns", name]
-            for name in TOY if name != "color"},
-           {f"as prompted, {arm}": {name: right[arm, name] for name in TOY} for arm in arms},
+            for name in ATTRIBUTES if name != "color"},
+           {f"as prompted, {arm}": {name: right[arm, name] for name in ATTRIBUTES} for arm in arms},
            floor=50 / 60)
 
     figure = pyplot.figure(figsize=(7, 5), layout="constrained")
@@ -76,7 +76,7 @@ def main():
         axes.set(xlabel="second after the switch", ylabel="share as prompted", ylim=(0, 1))
         axes.set_title(arm, fontsize=9)
         middle = (np.arange(0, 49, 12) + 6) / FPS
-        direct_labels(axes, {name: (middle, curves[arm, name]) for name in TOY})
+        direct_labels(axes, {name: (middle, curves[arm, name]) for name in ATTRIBUTES})
     world = worlds["with returns"]
     strips(below.subplots(4), {
         f"{pair(name, 0)[0][name]} -> {pair(name, 0)[1][name]}": np.concatenate(

@@ -11,6 +11,7 @@ from PIL import Image
 import data
 from conftest import run
 from data import (
+    ATTRIBUTES,
     CLAUSES,
     COLORS,
     FPS,
@@ -18,7 +19,6 @@ from data import (
     LANDS,
     SKIES,
     SPEEDS,
-    TOY,
     WORDS,
     Clips,
     TextTokenizer,
@@ -59,12 +59,12 @@ def test_captions_are_true_for_a_minute():
         video, caption, a = toy_clip(rng, 390, toy_attributes(rng, held=i % 3 == 0))
         assert video.shape == (390, 64, 64, 3) and video.dtype == np.uint8
         assert all(judge(video, a).values()), (caption, a)
-        assert analyse(video[-65:]) == {name: a[name] for name in TOY}
+        assert analyse(video[-65:]) == {name: a[name] for name in ATTRIBUTES}
 
 
 def said_as(name, value):
     special = {"traveller": [value],
-               "color": [f"a {value} {kind}" for kind in TOY["traveller"]]}
+               "color": [f"a {value} {kind}" for kind in ATTRIBUTES["traveller"]]}
     return special.get(name) or WORDS[value]
 
 
@@ -73,16 +73,16 @@ def test_captions_state_what_is_said():
     sparse = 0
     for i in range(150):
         _, caption, a = toy_clip(np.random.default_rng(i), 1)
-        for name, values in TOY.items():
+        for name, values in ATTRIBUTES.items():
             stated = [v for v in values if any(w in caption for w in said_as(name, v))]
             assert stated == [a[name]] * (name in a["said"]), (caption, name)
         assert "traveller" in a["said"]
-        sparse += len(a["said"]) < len(TOY)
+        sparse += len(a["said"]) < len(ATTRIBUTES)
     assert 30 < sparse < 120
     first = ("balloon", "red", "hills", "sunset", "left", "slowly")
-    caption, said = caption_of(dict(zip(TOY, first)))
+    caption, said = caption_of(dict(zip(ATTRIBUTES, first)))
     assert caption == "a red balloon drifts left slowly past green hills at sunset"
-    assert said == tuple(TOY)
+    assert said == tuple(ATTRIBUTES)
 
 
 def test_held_out_wordings_are_never_trained():
@@ -108,7 +108,7 @@ def test_captions_fit_and_say_things_twice_in_other_words():
     for _ in range(2000):
         a, form = toy_attributes(rng), wording(rng, dense=True)
         caption, said = caption_of(a, form)
-        assert said == tuple(TOY) and len({*form.split()}) == len(form.split())
+        assert said == tuple(ATTRIBUTES) and len({*form.split()}) == len(form.split())
         longest = max(longest, len(text.encode(caption)))
     assert 30 <= longest <= PRESETS["toy"].text_len
 
@@ -123,7 +123,7 @@ def test_returns():
         kinds[first == 0] += 1
         after = analyse(video[4 * end + 3:]) if end < 11 else {}  # it fades for up to 6 frames
         for name in after:
-            said = [v for v in TOY[name] if any(w in caption for w in said_as(name, v))]
+            said = [v for v in ATTRIBUTES[name] if any(w in caption for w in said_as(name, v))]
             if said:
                 assert after[name] in said, (caption, name)
     assert min(kinds.values()) > 5
@@ -137,17 +137,17 @@ def test_returns():
 
 def test_the_analyser_sees_what_is_wrong():
     video, a = drawn(3, 130, traveller="balloon", color="red")
-    for name, values in TOY.items():
+    for name, values in ATTRIBUTES.items():
         other = a | {name: next(v for v in values if v != a[name])}
         verdict = judge(video, other)
         assert not verdict[name] and not verdict["first 10 s"] and not verdict["last 10 s"]
         # what the prompt leaves open cannot be wrong
-        assert all(judge(video, other, [n for n in TOY if n != name]).values()), name
+        assert all(judge(video, other, [n for n in ATTRIBUTES if n != name]).values()), name
     assert not any(judge(video[::-1], a)[name] for name in ("way", "one piece"))
     nobody = {"traveller": None, "color": None}
     empty, (x0, y0, x1, y1) = video.copy(), a["box"]
     empty[:, max(0, y0 - 1):y1 + 1, max(0, x0 - 1):x1 + 1] = SKIES[a["sky"]][0]
-    assert analyse(empty) == {name: a[name] for name in TOY} | nobody
+    assert analyse(empty) == {name: a[name] for name in ATTRIBUTES} | nobody
     empty[:, 8:14, 8:14] = COLORS["red"]  # no more than a spot
     assert nobody.items() <= analyse(empty).items()
     same = {name: a[name] for name in ("land", "sky", "way", "speed")}
@@ -235,6 +235,8 @@ def test_text_tokenizer():
     assert text.encode("red é") == list("red é".encode()) and text.bpe.n_vocab == 256
     assert len(text.encode("a" * 10 ** 6)) <= 4096
     assert words.bpe.n_vocab == PRESETS["toy"].text_vocab
+    with pytest.raises(ValueError, match="other words"):
+        TextTokenizer("storybook", words.bpe.n_vocab + 1)
     caption = "at dusk, a pink bird é"
     ids = words.encode(caption)
     assert words.bpe.decode(ids) == caption and len(ids) == len("at") + 3 + len(" pink") + 1 + 3

@@ -136,15 +136,17 @@ def test_prompts_that_change(cut, tiny, loaded, tmp_path, monkeypatch):
                         lambda path, clips, fps: films.append(list(clips)))
     monkeypatch.setattr(sys, "argv", [
         "sample.py", "--ckpt", str(tiny), "--prompt", PROMPT, "--seconds", "12", "--no-compile",
-        "--at", "0.5", "a blue car", "--at", "11", PROMPT, *["--cut"] * cut])
+        "--at", "0.5", "a blue car", "--at", "11", PROMPT,
+        "--context", str(context := 5 if cut else 9), *["--cut"] * cut])
     sample.main()
     parts = [3, 65, 4, 6] if cut else [3, 64, 5, 6]
     assert [len(clip) for clip in films[0]] == parts
     for seed, (prompt, n) in enumerate(((PROMPT, 3), ("a blue car", 69), (PROMPT, 6))):
-        scene = np.concatenate(list(generate(*loaded, prompt, n / FPS, seed, start=start)))
+        scene = np.concatenate(list(generate(
+            *loaded, prompt, n / FPS, seed, start=start, context=context)))
         found = np.concatenate(films[0])[(0, 3, 72)[seed]:][:n]
         assert (found == scene).all()
-        start = None if cut else np.concatenate(films[0])[:(3, 72, 0)[seed]][-5:]
+        start = None if cut else np.concatenate(films[0])[:(3, 72, 0)[seed]][-context:]
 
 
 def test_going_on_from_a_video(tiny, loaded, tmp_path):

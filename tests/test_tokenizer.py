@@ -38,6 +38,16 @@ def test_shapes_and_sizes():
     assert count["toy"] < 4e6 and abs(count["paper"] / 246e6 - 1) < 0.02
 
 
+def test_what_is_decoded_is_what_training_saw():
+    """Whatever the length of the codes."""
+    model, video = small(), torch.rand(1, 3, 17, 32, 32).double() * 2 - 1
+    model.vq.codebook.data *= 3
+    with torch.no_grad():
+        recon, tokens, _ = model(video)
+        assert (tokens == model.encode(video)).all()
+        torch.testing.assert_close(recon, model.decode(tokens), rtol=1e-4, atol=1e-5)
+
+
 def test_strictly_causal():
     """Later frames change nothing: not an encoded prefix, not a decoded one."""
     tokenizer = small()
