@@ -124,12 +124,12 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
     """
     config, B = model.config, len(prompts)
     device = model.lm_head.weight.device
-    given = {name: x for name, x in sampling.items() if x is not None}
-    sampling = model.sampling | given
+    sampling = model.sampling | {k: x for k, x in sampling.items() if x is not None}
     seeds = range(B) if seeds is None else seeds
     clip_frames = video_frames(config.latent_shape[0])
     flags.check_sampling(
-        sampling, seconds, FPS, clip_frames, context, window, B, seeds)
+        sampling, seconds, FPS, clip_frames, context, window, B, seeds,
+        start, tokenizer.config.resolution)
     window = window or max(1, 32 // B)
     cache = (cache_to_compile if compile else KVCache)(
         model, B * (1 + (sampling["cfg_scale"] != 1)), window)

@@ -375,7 +375,7 @@ def test_what_is_no_text_is_no_caption(prepared, tmp_path):
     names = [f"{i}.png" for i in range(len(nothing))]
     no_caption = dict.fromkeys(names, "no caption")
     lines = [f'{{"file": "{name}", "caption": {x}}}' for name, x in zip(names, nothing)]
-    lines += ["", '{"file": "good.png", "caption": "Nanny and naan"}', "", " "]
+    lines += ["", '{"file": "./good.png", "caption": "Nanny and naan"}', "", " "]
     members = {name: PICTURE for name in [*names, "good.png"]}
     write_files(tmp_path, {f"table/{name}": x for name, x in members.items()} | {
         "table/captions.jsonl": "\n".join(lines),

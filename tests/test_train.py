@@ -408,7 +408,8 @@ def test_wrong_calls_are_one_line_and_lose_nothing(tiny, tmp_path):
     assert "exists" in wrong(1)
     assert "train stage 2 first" in wrong(3, out=tmp_path)
     assert "at least 1" in wrong(1, *again, "--batch-size", 0)
-    assert "no device gpu here" in wrong(0, "--device", "gpu", out=tmp_path)
+    assert "no device gpu here" in wrong(0, "--device", "gpu", out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     odd = run("train.py", "--stage", 1, "--out", tiny, *again, "--batch-size", 3,
               ranks=2, ok=False)
     assert "2 processes cannot share --batch-size 3" in odd.stderr

@@ -249,6 +249,7 @@ def starting_point(args, names, device):
     """-> the checkpoint to start from or None, and whether it is resumed. names:
     of the files of the stages. Decides what --dtype auto is."""
     if FIRST:
+        args.out.mkdir(parents=True, exist_ok=True)
         lock(args.out)
     path, before = (args.out / f"{names[stage]}.pt" for stage in (args.stage, args.stage - 1))
     resumed = args.resume and path.exists()

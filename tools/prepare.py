@@ -226,7 +226,8 @@ def folder_items(folder):
                 for n, line in enumerate(as_text(f), 1):
                     if line.strip():
                         row = json.loads(line)
-                        table[row["file"]] = as_caption(row["caption"])
+                        name = os.path.normpath(row["file"])  # ./a.mp4 is a.mp4
+                        table[name] = as_caption(row["caption"])
             except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise ValueError(f'{path}: line {n} must be {{"file": ..., '
                                  '"caption": ...}') from e
