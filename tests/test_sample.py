@@ -125,8 +125,9 @@ def test_a_batch_gives_the_videos_that_one_call_each_gives(loaded):
     for prompt, seed, clip in zip(prompts, seeds, batch):
         assert (clip == next(generate(*loaded, prompt, 1, seed=seed))).all()
     assert not (batch[0] == batch[2]).all()
-    for prompts, options, reason in (([], {}, "0 prompts"), ([PROMPT], {"seeds": [1, 2]}, "2 seeds"),
-                                     ([PROMPT], {"start": batch[0][:, :32]}, "start must be")):
+    for prompts, options, reason in (
+            ([], {}, "0 prompts"), ([PROMPT], {"seeds": [1, 2]}, "2 seeds"),
+            ([PROMPT], {"start": batch[0][:, :32]}, "start must be")):
         with pytest.raises(ValueError, match=reason):
             next(generate_batch(*loaded, prompts, 1, **options))
 
