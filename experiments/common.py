@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 try:  # before all else, so that each script says what it lacks
     import matplotlib
@@ -66,6 +67,8 @@ def lines_of(name):
 def kept(name, key, measure):
     """measure() -> a dict, once: from then on what results/NAME.jsonl has
     under this key, a list."""
+    if json.dumps(key) not in lines_of(name):
+        lines_of.cache_clear()  # another process may have measured it
     lines, began = lines_of(name), time.time()
     if json.dumps(key) not in lines:
         found = {k: np.round(np.asarray(x, np.float64), 4).tolist() for k, x in measure().items()}
@@ -75,6 +78,15 @@ def kept(name, key, measure):
         with open(os.path.join(RESULTS, name + ".jsonl"), "a") as f:
             f.write(json.dumps(line) + "\n")
     return lines[json.dumps(key)]
+
+
+def all_kept(name, tasks):
+    """tasks: {key, a tuple: measure} -> {key: line}. Several processes of a script share
+    the work: each goes through it in an order of its own."""
+    keys = list(tasks)
+    for i in tqdm(np.random.default_rng().permutation(len(keys)), desc=name):
+        kept(name, list(keys[i]), tasks[keys[i]])
+    return {key: kept(name, list(key), tasks[key]) for key in keys}
 
 
 # ---------------------------------------------------------------------------
@@ -248,12 +260,13 @@ def machine():
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
 
 
-def result(name, sample, decides, also, measured, floor=0.0, margin=0.0):
+def result(name, sample, decides, also, measured, floor=0.0, margin=0.0, intervals=None):
     """Print and write what was found.
 
     decides, also: {what: differences, one for each of the `sample`, e.g. "5 trainings"}. A 95 %
     interval of the one that decides inside +-margin shows that there is no difference to speak
     of; above `floor` the claim holds, below it fails. measured: {what: {arm: numbers}}.
+    intervals: {what: {arm: (mean, low, high)}}, where numbers alone do not give one.
     """
     def rounded(numbers):
         return [round(float(x), 4) for x in numbers]
@@ -266,7 +279,9 @@ def result(name, sample, decides, also, measured, floor=0.0, margin=0.0):
         "answer": answer(low, high, floor, margin), "sample": sample, "floor": floor,
         "margin": margin, "differences": differences,
         "measured": {what: {arm: rounded(interval(x)) for arm, x in arms.items()}
-                     for what, arms in measured.items()},
+                     for what, arms in measured.items()} | {
+            what: {arm: rounded(x) for arm, x in arms.items()}
+            for what, arms in (intervals or {}).items()},
         "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "minutes": round(sum(line["minutes"] for line in lines_of(name).values())),
         "machine": machine()}

@@ -10,12 +10,15 @@ and sampled minutes of --n prompts, both ways, by what is seen in the last ten s
 
     python experiments/fig6.py
 """
+import functools
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from common import (
     DEVICE,
+    all_kept,
     arguments,
     caption,
     direct_labels,
@@ -58,9 +61,13 @@ def main():
     new, old, mixed = (np.array([line[name] for line in lines]) for name in ("new", "old", "mixed"))
 
     wanted = drawn(7, args.n)
-    seen = {way: [kept("fig6", ["seen", way, i], lambda: over_time(
-        sampled(world, caption(a), 60, i, reencode=reencode), a)) for i, a in
-        enumerate(tqdm(wanted))] for way, reencode in WAYS.items()}
+
+    def look(a, i, reencode):
+        return over_time(sampled(world, caption(a), 60, i, reencode=reencode), a)
+
+    found = all_kept("fig6", {("seen", way, i): functools.partial(look, a, i, reencode)
+                              for way, reencode in WAYS.items() for i, a in enumerate(wanted)})
+    seen = {way: [found["seen", way, i] for i in range(args.n)] for way in WAYS}
     share = {what: {way: np.array([line[what] for line in lines], bool)  # (n, 6)
                     for way, lines in seen.items()} for what in ("as prompted", "one piece")}
     result("fig6", f"{args.clips} clips",

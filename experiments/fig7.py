@@ -5,20 +5,22 @@ all codes should tear it. Temperature 1, as in the paper.
 
 Decides: the distance of a video's new land from the world's own, in pixels (prompts.invention),
 greedy minus top-50; over --n prompts, paired, bootstrapped. Above 0 is a yes.
-Also: land in one piece and as prompted, top-50 minus all codes, and the same greedy minus top-50.
+Also: land in one piece and as prompted, top-50 minus all codes; as prompted, greedy minus top-50;
+and all codes that are, with the caption, at least a tenth as likely as the best one (--floor 0.1).
 
     python experiments/fig7.py
 """
+import functools
+
 import numpy as np
-from tqdm import tqdm
 
 from common import (
+    all_kept,
     arguments,
     as_prompted,
     caption,
     direct_labels,
     drawn,
-    kept,
     pyplot,
     ready,
     result,
@@ -28,14 +30,17 @@ from common import (
 )
 from prompts import invention, is_one_piece, new_land
 
-CODES = {"greedy": 1, "top-5": 5, "top-50": 50, "all codes": 1024}
+CODES = {"greedy": (1, 0.0), "top-5": (5, 0.0), "top-50": (50, 0.0), "all codes": (1024, 0.0),
+         "floor 0.1": (1024, 0.1)}  # top_k, floor
 
 
-def video(world, i, attributes, top_k):
-    return sampled(world, caption(attributes), 10, i, top_k=top_k, temperature=1.0)
+def video(world, i, attributes, name):
+    top_k, floor = CODES[name]
+    return sampled(world, caption(attributes), 10, i, top_k=top_k, floor=floor, temperature=1.0)
 
 
-def look(shown, attributes):
+def look(world, i, attributes, name):
+    shown = video(world, i, attributes, name)
     heights = new_land(shown, attributes["speed"], attributes["way"])
     return {"right": as_prompted(shown, attributes),
             "one piece": is_one_piece(shown, attributes["speed"], attributes["way"]),
@@ -45,8 +50,9 @@ def look(shown, attributes):
 def main():
     args = arguments(__doc__, n=200)
     world, wanted = ready(), drawn(8, args.n)
-    lines = {name: [kept("fig7", [name, i], lambda: look(video(world, i, a, k), a))
-                    for i, a in enumerate(tqdm(wanted, desc=name))] for name, k in CODES.items()}
+    found = all_kept("fig7", {(name, i): functools.partial(look, world, i, a, name)
+                              for name in CODES for i, a in enumerate(wanted)})
+    lines = {name: [found[name, i] for i in range(args.n)] for name in CODES}
 
     def of(what):
         return {name: np.array([line[what] for line in some]) for name, some in lines.items()}
@@ -68,11 +74,11 @@ def main():
     right.set(ylabel="share of videos", ylim=(0, 1))
     shares = {"as prompted": seen, "in one piece": pieces}
     for axes, curves in (left, {"": distance}), (right, shares):
-        direct_labels(axes, {what: (range(4), [x[name].mean() for name in CODES])
+        direct_labels(axes, {what: (range(5), [x[name].mean() for name in CODES])
                              for what, x in curves.items()})
-        axes.set_xticks(range(4), CODES, fontsize=8)
-    strips(below.subplots(4), {name: video(world, 0, wanted[0], k)[4::10]
-                               for name, k in CODES.items()})
+        axes.set_xticks(range(5), CODES, fontsize=8, rotation=20)
+    strips(below.subplots(5), {name: video(world, 0, wanted[0], name)[4::10]
+                               for name in CODES})
     save_picture(figure, "fig7")
 
 

@@ -7,15 +7,16 @@ Also: wordings that training held out minus trained ones.
 
     python experiments/fig9.py
 """
+import functools
+
 import numpy as np
-from tqdm import tqdm
 
 from common import (
+    all_kept,
     arguments,
     as_prompted,
     drawn,
     exact_bars,
-    kept,
     pyplot,
     ready,
     result,
@@ -38,11 +39,16 @@ def worded(attributes, kind, rng):
 def main():
     args = arguments(__doc__, n=300)
     world, right = ready(), {}
-    for kind in ("trained wordings", "new wordings", "dense captions"):
-        lines = [kept("fig9", [kind, i], lambda: {"right": as_prompted(sampled(
-            world, worded(a, kind, np.random.default_rng([6, i])), 10, i), a)})
-            for i, a in enumerate(tqdm(drawn(9, args.n), desc=kind))]
-        right[kind] = np.array([line["right"] for line in lines])
+
+    def look(a, kind, i):
+        prompt = worded(a, kind, np.random.default_rng([6, i]))
+        return {"right": as_prompted(sampled(world, prompt, 10, i), a)}
+
+    kinds = "trained wordings", "new wordings", "dense captions"
+    found = all_kept("fig9", {(kind, i): functools.partial(look, a, kind, i)
+                              for kind in kinds for i, a in enumerate(drawn(9, args.n))})
+    for kind in kinds:
+        right[kind] = np.array([found[kind, i]["right"] for i in range(args.n)])
     trained, new, dense = right.values()
     result("fig9", f"{args.n} prompts",
            {"as prompted: dense captions minus trained": dense - trained},

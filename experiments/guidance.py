@@ -10,15 +10,16 @@ Also: the same on sparse prompts, and scale 7.5 minus scale 1.
 
     python experiments/guidance.py
 """
+import functools
+
 import numpy as np
-from tqdm import tqdm
 
 from common import (
+    all_kept,
     arguments,
     as_prompted,
     direct_labels,
     drawn,
-    kept,
     pyplot,
     ready,
     result,
@@ -28,7 +29,7 @@ from common import (
 from data import CANONICAL, caption_of
 
 SCALES = 1.0, 1.5, 3.0, 7.5
-FORMS = {"full": CANONICAL, "sparse": "a {color} {traveller} {verb[0]} {land[0]}"}
+FORMS = {"full": CANONICAL, "sparse": "a {color} {traveller} {verb0} {land0}"}
 
 
 def look(world, i, attributes, form, scale):
@@ -39,10 +40,11 @@ def look(world, i, attributes, form, scale):
 def main():
     args = arguments(__doc__, n=200)
     world, wanted = ready(), drawn(11, args.n + 50, held=True)
-    right = {(kind, scale): np.array([
-        kept("guidance", [kind, scale, i], lambda: look(world, i, a, form, scale))["right"]
-        for i, a in enumerate(tqdm(wanted, desc=f"{kind}, {scale:g}"))])
-        for kind, form in FORMS.items() for scale in SCALES}
+    found = all_kept("guidance", {
+        (kind, scale, i): functools.partial(look, world, i, a, form, scale)
+        for kind, form in FORMS.items() for scale in SCALES for i, a in enumerate(wanted)})
+    right = {(kind, scale): np.array([found[kind, scale, i]["right"] for i in range(len(wanted))])
+             for kind in FORMS for scale in SCALES}
     best = {kind: max(SCALES, key=lambda scale: right[kind, scale][args.n:].mean())
             for kind in FORMS}
     gain = {f"{kind} prompts, as prompted: scale {scale:g} minus scale 1":

@@ -11,15 +11,16 @@ Their intervals resample videos, not windows. In the long run return / (return +
 
     python experiments/length.py
 """
+import functools
+
 import numpy as np
-from tqdm import tqdm
 
 from common import (
+    all_kept,
     arguments,
     caption,
     direct_labels,
     drawn,
-    kept,
     lines_of,
     over_time,
     pyplot,
@@ -48,21 +49,24 @@ def resampled(events, chances, times=2000):
 def main():
     args = arguments(__doc__, n=100, held=100, ten=30)
     world = ready()
-    lines = {}
-    for arm, wanted, seconds in (("trained", drawn(10, args.n), 300),
-                                 ("held-out", drawn(12, args.held, held=True), 300),
-                                 ("ten minutes", drawn(13, args.ten), 600)):
-        lines[arm] = [kept("length", [arm, i], lambda: over_time(
-            sampled(world, caption(a), seconds, i), a))
-            for i, a in enumerate(tqdm(wanted, desc=arm))]
+
+    def look(a, seconds, i):
+        return over_time(sampled(world, caption(a), seconds, i), a)
+
+    arms = {"trained": (drawn(10, args.n), 300), "held-out": (drawn(12, args.held, held=True), 300),
+            "ten minutes": (drawn(13, args.ten), 600)}
+    found = all_kept("length", {
+        (arm, i): functools.partial(look, a, seconds, i)
+        for arm, (wanted, seconds) in arms.items() for i, a in enumerate(wanted)})
+    lines = {arm: [line for (name, _), line in found.items() if name == arm] for arm in arms}
     lines["without returns"] = list(lines_of("length-before").values())
     right = {arm: np.array([line["as prompted"] for line in some], bool)
              for arm, some in lines.items()}
+    rates = {}
     for arm, x in right.items():
         for name, counts in hazard_and_return(x).items():
-            mean, low, high = resampled(*counts)
-            print(f"{arm}: {name} {mean:.3f} ({low:.3f} to {high:.3f}), "
-                  f"{counts[0].sum()} of {counts[1].sum()} windows")
+            rates.setdefault(f"{name} per ten seconds", {})[arm] = resampled(*counts)
+            print(f"{arm}: {name} {counts[0].sum()} of {counts[1].sum()} windows")
     differences = {arm: x[:, -1] * 1.0 - x[:, 0] for arm, x in right.items()}
     result("length", f"{args.n} prompts",
            {"as prompted: last 10 s minus first": differences.pop("trained")},
@@ -70,7 +74,7 @@ def main():
            {"as prompted in the first 10 s": {arm: x[:, 0] for arm, x in right.items()},
             "as prompted after a minute": {arm: x[:, 5] for arm, x in right.items()},
             "as prompted in the last 10 s": {arm: x[:, -1] for arm, x in right.items()}},
-           floor=-0.1)
+           floor=-0.1, intervals=rates)
     figure, axes = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
     axes.set(xlabel="second", ylabel="share as prompted", ylim=(0, 1))
     direct_labels(axes, {arm: (10 * np.arange(1, x.shape[1] + 1), x.mean(0))

@@ -7,14 +7,15 @@ clips than inside them); the clips that a minute takes.
 
     python experiments/overlap.py
 """
+import functools
+
 import numpy as np
-from tqdm import tqdm
 
 from common import (
+    all_kept,
     arguments,
     caption,
     drawn,
-    kept,
     over_time,
     pyplot,
     ready,
@@ -36,9 +37,10 @@ def measure(world, a, i, context):
 def main():
     args = arguments(__doc__, n=30)
     world, wanted = ready(), drawn(21, args.n)
-    lines = {context: [kept("overlap", [context, i], lambda: measure(world, a, i, context))
-                       for i, a in enumerate(tqdm(wanted, desc=f"{context} frames"))]
-             for context in CONTEXTS}
+    found = all_kept("overlap", {
+        (context, i): functools.partial(measure, world, a, i, context)
+        for context in CONTEXTS for i, a in enumerate(wanted)})
+    lines = {c: [found[c, i] for i in range(args.n)] for c in CONTEXTS}
     share = {c: np.array([np.mean(line["as prompted"]) for line in x]) for c, x in lines.items()}
     seams = {c: [line["seam"] for line in x] for c, x in lines.items()}
     what = "windows as prompted: {} frames of overlap minus 5"

@@ -9,15 +9,16 @@ The ten seconds before are drawn by the toy world, so they are what the first pr
 
     python experiments/switch.py --before FOLDER
 """
+import functools
+
 import numpy as np
-from tqdm import tqdm
 
 from common import (
+    all_kept,
     arguments,
     as_prompted,
     caption,
     direct_labels,
-    kept,
     pyplot,
     ready,
     result,
@@ -58,9 +59,11 @@ def main():
     arms = {"with returns": None} | ({"without": args.before} if args.before else {})
     right, curves, worlds = {}, {}, {arm: ready(folder) for arm, folder in arms.items()}
     for arm, world in worlds.items():
+        found = all_kept("switch", {
+            (arm, name, i): functools.partial(measure, world, name, i)
+            for name in ATTRIBUTES for i in range(args.n)})
         for name in ATTRIBUTES:
-            lines = [kept("switch", [arm, name, i], lambda: measure(world, name, i))
-                     for i in tqdm(range(args.n), desc=f"{arm}: {name}")]
+            lines = [found[arm, name, i] for i in range(args.n)]
             right[arm, name] = np.array([line["right"] for line in lines], bool)
             curves[arm, name] = np.mean([line["frames"] for line in lines], axis=0)
     result("switch", f"{args.n} pairs of each kind",
