@@ -172,6 +172,21 @@ def test_one_clock_from_the_first_frame_on(tmp_path, name, kind):
         assert duration(film, stream) == pytest.approx(12)
 
 
+@pytest.mark.parametrize("first, then", [(100, 10), (10, 5000)])
+def test_joined_broadcasts(tmp_path, first, then):
+    """Their clocks jump, back or far ahead; the picture does not stand still."""
+    parts = []
+    for second in (first, then):
+        numbered(str(tmp_path / "part.ts"), "mpeg2video", first=25 * second, n=100)
+        parts.append((tmp_path / "part.ts").read_bytes())
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    clip = read_clip(tmp_path / "joined.ts", 52, FPS, 32)
+    shown = np.floor(25 * np.arange(52) / FPS + 1e-6) % 100 % 40
+    assert (np.abs(frames_of(clip) - shown) <= 1).mean() > 0.95
+    with open_film(tmp_path / "joined.ts") as (film, stream):
+        assert duration(film, stream) == pytest.approx(8, abs=0.1)
+
+
 def test_the_film_is_neither_its_cover_nor_its_sound(tmp_path):
     """A cover before it; no duration in the header, as browsers record; more
     sound than pictures; no picture but a cover."""

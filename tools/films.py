@@ -17,12 +17,14 @@ from pathlib import Path
 
 import av
 import av.filter
+import av.format
 import numpy as np
 from av.stream import Disposition
 from PIL import Image, ImageOps
 
 VIDEOS = {"mp4", "webm", "mov", "mkv", "avi", "gif"}
 IMAGES = {"png", "jpg", "jpeg", "webp"}
+TS_DISCONT = av.format.Flags.ts_discont.value  # formats of broadcasting, whose clock may jump
 
 
 def ending(path):
@@ -83,10 +85,11 @@ def on_screen(film, stream, start=0):
                     break
 
     shown, begin, end = None, 0.0, 0.0
+    most = 10 if film.format.flags & TS_DISCONT else math.inf  # seconds, as in ffmpeg
     for frame, wide in itertools.chain(head, frames):
         time = clock(frame)
         now = end if None in (time, zero) else (time - zero) * unit
-        if shown and now < begin - 1:  # recordings that were joined: go on from here
+        if shown and not begin - 1 <= now < end + most:  # joined recordings: go on from here
             clock, now = operator.attrgetter("dts"), end
             zero = None if frame.dts is None else frame.dts - round(end / unit)
         now = max(now, begin)  # a guessed time may go back by a frame
@@ -161,7 +164,7 @@ def duration(film, stream):
     seconds = (stream.duration or 0) * stream.time_base
     if not seconds and len(film.streams) == 1 and not stream.start_time:
         seconds = (film.duration or 0) / av.time_base  # no sound, which may be longer
-    if not seconds:
+    if not seconds or film.format.flags & TS_DISCONT:
         for _, seconds, _ in on_screen(film, stream):
             pass
     return float(seconds)
