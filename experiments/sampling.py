@@ -8,8 +8,9 @@ Measured: 12 prompts of 40 s (the share of their windows of ten seconds that are
 how far new land is from the world's own, in pixels), and 12 switches, half of color and half of
 traveller (the share that shows the new one after four seconds of ten).
 Decides: the windows as prompted, the chosen point minus the paper's rule at the same temperature.
-The choice: of the points whose land is at most a quarter further from the world's own than by the
-paper's rule at guidance 1.5 and temperature 0.6, the one with the largest sum of both shares.
+The choice: of the points of the two rules that sample.py has (top-k and the floor) whose land is at
+most a quarter further from the world's own than by the paper's rule at guidance 1.5 and temperature
+0.6, the one with the largest sum of both shares.
 
     python experiments/sampling.py
 """
@@ -90,7 +91,7 @@ def main():
         fits = math.isfinite(line["land"]) and line["land"] <= most
         return fits, np.mean(line["windows"]) + np.mean(line["switched"])
 
-    best = max(points, key=score)
+    best = max((x for x in points if x[0] in ("top-k", "floor")), key=score)
     paper = "top-k", best[1], best[2]
     result("sampling", "12 prompts of 40 s and 12 switches at each point",
            {f"as prompted: {best} minus {paper}":
