@@ -190,7 +190,7 @@ def read(folder, n):
             for what, shown in (("digit", digit), ("way", moves))
             for when, column in (("first 10 s", 0), ("50-60 s", -1))}, margin=0.1)
     save_gif(os.path.join(ROOT, "assets", "digits.gif"), [minute(i) for i in (1, 12, 3, 14, 5)],
-             scale=2)
+             scale=2, faster=4)
 
 
 def main():
