@@ -16,6 +16,7 @@ from metrics import DEVICE
 # isort: split
 from data import FPS
 from sample import CONTEXT, generate, load
+from tools.films import check_writable
 from tools.machine import set_threads
 
 PROMPTS = ["a red balloon drifts right slowly past green hills by day",
@@ -54,6 +55,7 @@ def main():
     p.add_argument("--seconds", type=float, default=300)
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
+    check_writable(args.gif)
     world = load(None, DEVICE)
     set_threads(world[0])
 

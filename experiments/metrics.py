@@ -25,6 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import ATTRIBUTES, to_float, toy_attributes, toy_clip  # noqa: E402
 from tokenizer import SHIPPED  # noqa: E402
+from tools.films import check_writable  # noqa: E402
 from tools.machine import autocast, read_checkpoint, set_threads  # noqa: E402
 
 FRAMES = 16  # the usual length of a clip for FVD
@@ -215,7 +216,7 @@ def main():
     p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--out", default=os.path.join(SHIPPED, "classifier.pt"))
     args = p.parse_args()
-    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
+    check_writable(args.out)
     network, accuracy = train_classifier(args.steps)
     weights = {k: v.bfloat16() for k, v in network.state_dict().items()}
     torch.save({"kind": "classifier", "weights": weights}, args.out)

@@ -45,6 +45,7 @@ from data import (
     wording,
 )
 from sample import CONTEXT, generate_batch, load
+from tools.films import check_writable
 from tools.machine import set_threads
 
 WINDOW = round(10 * FPS)  # frames that are judged together: ten seconds
@@ -282,6 +283,8 @@ def main():
     p.add_argument("--out", help="write the numbers here as JSON")
     p.add_argument("--keep", help="write the videos here, as .npy")
     args = p.parse_args()
+    for path in filter(None, (args.out, args.keep)):
+        check_writable(path)
     world = load(args.ckpt, DEVICE)
     set_threads(world[0])
     began, results = time.time(), {}

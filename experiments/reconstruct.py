@@ -18,6 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import Clips, latent_frames, to_float, to_uint8, toy_clip, video_frames  # noqa: E402
 from tokenizer import VideoTokenizer, load_tokenizer  # noqa: E402
+from tools.films import check_writable  # noqa: E402
 
 
 def psnr(a, b):
@@ -46,6 +47,8 @@ def main():
     p.add_argument("--frames", type=int, help="of each clip, 1 + 4k (default: the tokenizer's)")
     p.add_argument("--picture", help="write originals above reconstructions here")
     args = p.parse_args()
+    if args.picture:
+        check_writable(args.picture)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, _ = load_tokenizer(args.ckpt, device)
     frames = args.frames or tokenizer.config.frames

@@ -213,10 +213,16 @@ def check_out(path, source=None):
     path = Path(path)
     if path.suffix != ".mp4":
         raise ValueError("--out must end in .mp4")
-    if not path.parent.is_dir():
-        raise ValueError(f"--out: there is no folder {path.parent}")
     if source and path.resolve() == Path(source).resolve():
         raise ValueError(f"--out would replace {source}")
+    check_writable(path)
+
+
+def check_writable(path):
+    """Raise ValueError or OSError now if a file cannot be written later."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent}")
     new = not path.exists()
     with open(path, "ab"):  # an OSError says why it cannot be written
         pass
