@@ -71,10 +71,10 @@ class Clips(torch.utils.data.Dataset):
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    returns: share of longer clips whose frames contradict the caption for a
-    while, so that the model learns to trust words over frames (our choice).
-    wrong = (first, end): latent frames first ... end - 1 are such, another
-    clip's tokens or, in the toy, see `toy_return`; (0, 0) if none are.
+    returns: share of longer captioned clips that contradict the caption for a
+    while and then return to it, so that the model learns to trust words over
+    frames (our choice). wrong = (first, end): latent frames first ... end - 1
+    do, with another clip's tokens or, in the toy, see `toy_return`; else (0, 0).
     validation: other samples, the last 64th of the clips, nothing dropped.
     """
 
@@ -92,12 +92,12 @@ class Clips(torch.utils.data.Dataset):
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
         source, wrong = self.images if frames == 1 else self.videos, (0, 0)
-        returns = self.returns and frames > 1 and not drop
-        returns = returns and rng.random() < self.returns
+        may_return = self.returns and frames > 1 and not drop
+        returning = may_return and rng.random() < self.returns
         if source == "toy":
             if self.resolution != SIZE:
                 raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
-            if returns:
+            if returning:
                 clip, caption, wrong = toy_return(rng, frames)
             else:
                 clip, caption, _ = toy_clip(rng, frames)
@@ -106,7 +106,7 @@ class Clips(torch.utils.data.Dataset):
                 rng, source, frames, t, FPS, self.resolution, self.validation), ""
         else:
             clip, caption = draw_tokens(rng, source, t, self.validation)
-            if returns:
+            if returning:
                 other, _ = draw_tokens(rng, source, t)
                 first, end = wrong = wrong_latents(rng, t)
                 clip[first:end] = other[first:end]
@@ -202,7 +202,7 @@ def land_heights(rng, land, n):
         return 16 + 8 * np.tanh(0.9 * noise / np.linalg.norm(kernel))
     if land == "mountains":  # the highest of many slopes
         gap, top = 4 * rng.integers((3, 4), (8, 7), (n, 2)).T
-        # peak i stands at gap.cumsum()[i]; from 64 on, both sides have some
+        # peak i is at gap.cumsum()[i]; the first 64 columns lack some on their left
         slopes = top - np.abs(np.arange(64, 64 + n)[:, None] - gap.cumsum())
         return np.maximum(8, slopes.max(1))
     width, floors = rng.integers((1, 2), (3, 7), (n, 2)).T  # buildings
@@ -307,7 +307,8 @@ def wrong_latents(rng, t):
 
 def toy_return(rng, frames):
     """Draw a clip that contradicts its caption in `wrong_latents`, in all or some
-    columns, and then fades into what it says -> video, caption, (first, end)."""
+    columns, and then fades into what it says -> video, caption, (first, end).
+    The return begins at latent frame `end`, so all of it has a loss."""
     a = toy_attributes(rng)
     form = CANONICAL if rng.random() < 0.3 else wording(rng)
     caption, said = caption_of(a, form)

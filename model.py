@@ -238,8 +238,8 @@ class KVCache:
         return scores.softmax(-1).to(v.dtype) @ v
 
 def cache_to_compile(model, batch, window=1):
-    """A KVCache for torch.compile, which makes a graph for each length that is
-    read: rounded up to quarters, there are four. CUDA graphs need fixed addresses."""
+    """A KVCache for torch.compile, which makes a graph for each `span`: of
+    quarters of the cache there are four. CUDA graphs need fixed addresses."""
     cache = KVCache(model, batch, window)
     cache.block = math.ceil(len(cache.all_positions) / 4)
     for x in cache.k + cache.v:

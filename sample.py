@@ -2,9 +2,9 @@
 
     python sample.py --prompt "..." --seconds 60 --out video.mp4
 
-The model writes the tokens of 65 frames (10 s) one by one (`jacobi` does so
-several at a time), each drawn from the top k of the guided distribution
-(k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
+The model writes the tokens of 65 frames (10 s) one by one (by default in
+fewer passes, with the same result: `jacobi`), each drawn from the top k of
+the guided distribution (k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
 
     guided = uncond + scale * (cond - uncond)
     next   ~ softmax(top_k(guided / temperature))
@@ -126,10 +126,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
     device = model.lm_head.weight.device
     sampling = model.sampling | {k: x for k, x in sampling.items() if x is not None}
     seeds = range(B) if seeds is None else seeds
-    clip_frames = video_frames(config.latent_shape[0])
     flags.check_sampling(
-        sampling, seconds, FPS, clip_frames, context, window, B, seeds,
-        start, tokenizer.config.resolution)
+        sampling, config, B, seeds, seconds, FPS, start, context, window)
     window = window or max(1, 32 // B)
     cache = (cache_to_compile if compile else KVCache)(
         model, B * (1 + (sampling["cfg_scale"] != 1)), window)
@@ -145,7 +143,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
     def encode(frames):  # uint8 (B, T, H, W, 3) -> tokens (B, t, h, w)
         return tokenizer.encode(to_float(frames).to(device))
 
-    # latent frames that the next clip knows; of their frames, those shown
+    # the next clip's first latent frames, if known; how many frames they were
     known, shown = captions.new_empty(B, 0, h, w), 0
     if start is not None and len(start):
         shown = 1 + (min(len(start), context) - 1) // 4 * 4
@@ -181,12 +179,14 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     can be guessed. A pass over `window` guesses draws what follows each. Up to
     the first wrong guess all that is fed is right, so these draws are what one
     at a time would give; those after it are better guesses for the next pass.
-    Of several rows the slowest decides. A first guess at the place ?: a is
-    what the frame before has there, b what it has one row below.
+    Of several rows the slowest decides. A first guess, at the place ?:
 
         frame before   this frame
-             a             ?        where the last such pair, a above b, was,
-             b                      a frame later there was c: guess c, or a
+             a             ?
+             b
+
+    The last known place at which the frame before had the same a, and the
+    same b one row below, tells what ? becomes. If there is none, guess a.
     """
     config, rows = model.config, 1 + (cfg_scale != 1)
     _, h, w = config.latent_shape
@@ -205,7 +205,8 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
     while done < n:
         end = P + done + window
         settled, unguessed = slice(P + done), slice(end - to_guess, end)
-        pairs = ids[:, before] * 10**6 + ids[:, before + w]  # ids are smaller
+        a, b = ids[:, before], ids[:, before + w]
+        pairs = a * 10**6 + b  # a number for each pair, as ids are smaller
         same = pairs[:, settled, None] == pairs[:, None, unguessed]
         last = (same * places[settled, None]).amax(1)
         last = last.where(last > 0, before[unguessed])
@@ -222,9 +223,10 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
                      scale, top_k, temperature, floor) + config.text_vocab
         right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
         # a draw is right if all that was fed before it is: the first always
-        to_guess = min(1 + int(right[:-1].sum()), n - done)
+        accepted = min(1 + int(right[:-1].sum()), n - done)
         ids[:, P + done:end] = drawn
-        done += to_guess  # the window moves on by as many
+        done += accepted
+        to_guess = accepted  # the window moves on by as many places
         # the last code was not fed yet; what is beyond is written over
         cache.length = P + done - 1
         if watch:

@@ -99,8 +99,7 @@ class Encoder(nn.Module):
         """video (B, 3, T, H, W) -> latents (B, code_dim, t, h, w)."""
         _, C, T, H, W = video.shape
         if C != 3 or T % 4 != 1 or H % 8 or W % 8:
-            raise ValueError(f"video is {tuple(video.shape)}, "
-                             "not (B, 3, 1 + 4k, 8h, 8w)")
+            raise ValueError(f"video is {tuple(video.shape)}, not (B, 3, 1 + 4k, 8h, 8w)")
         x = self.layers(self.conv_in(video))
         return self.conv_out(F.silu(self.norm_out(x)))
 
@@ -297,8 +296,7 @@ class TokenizerLoss(nn.Module):
         loss = vq_loss + F.l1_loss(recon, video) + 4 * mse
         if self.perceptual_weight:  # frame by frame, (B T, 3, H, W)
             a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
-            lpips = self.lpips[0].to(a.device)
-            loss += self.perceptual_weight * lpips(a, b).mean()
+            loss += self.perceptual_weight * self.lpips[0].to(a.device)(a, b).mean()
         logs = {"psnr": -10 * torch.log10(mse / 4), "vq": vq_loss}
         if adversarial:
             D.requires_grad_(False)  # constant in the generator's loss

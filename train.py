@@ -1,4 +1,4 @@
-"""train.py: the four trainings (Sec. 3.2, Sec. 4.1 "Training").
+r"""train.py: the four trainings (Sec. 3.2, Sec. 4.1 "Training").
 
     --stage 0   the tokenizer: images and clips of 1, then 17, then 65 frames
     --stage 1   the language model: images
@@ -120,10 +120,17 @@ def decoder_loss(model, config, text, tokens, captions, lambda_, wrong=None):
 # ---- what is trained ----
 
 def tokenizer_training(args, saved, device):
-    """Stage 0 -> model, which is saved; objective, whose loss is minimized;
-    players, networks whose gradients are clipped separately; loss_of(objective,
-    batch, step) -> loss, {name: (sum, count)} to log; size of the clips in
-    pixels; tokenizer_hash. A batch begins with video uint8 (B, T, H, W, 3)."""
+    """Stage 0 -> what `main` asks of a training:
+
+        model           what is saved
+        objective       a module around it that gives the loss
+        players         networks whose gradients are clipped separately
+        loss_of         (objective, batch, step) -> loss, {name: (sum, count)}
+        size            of the clips, in pixels
+        tokenizer_hash  of the tokenizer whose tokens are learnt, or None
+
+    A batch begins with video uint8 (B, T, H, W, 3).
+    """
     if tokenizer_in(args.out) == "adopted":
         raise ValueError(f"{args.out} holds an adopted tokenizer: "
                          "stage 0 needs another --out")
@@ -153,7 +160,7 @@ def tokenizer_training(args, saved, device):
         loss_of=loss_of, size=model.config.resolution, tokenizer_hash=None)
 
 def decoder_training(args, saved, device):
-    """Stages 1 to 3 -> the same. A batch: tokens (B, t, h, w), or of the toy
+    """Stages 1 to 3, likewise. A batch: tokens (B, t, h, w), or of the toy
     world video uint8 (B, T, H, W, 3); captions; wrong."""
     tokenizer, digest = tokenizer_of(args, saved, device)
     size, frames = tokenizer.config.resolution, tokenizer.config.frames
@@ -189,7 +196,6 @@ def decoder_training(args, saved, device):
 def main():
     args = flags.of_training(__doc__, PRESETS, TOY, PAPER)
     rank, ranks, device = machine.start_processes(args)
-    # saved: a checkpoint or None
     saved, resumed = machine.starting_point(args, NAMES, device)
     torch.manual_seed(args.seed)  # the same weights on every rank
     build = decoder_training if args.stage else tokenizer_training
@@ -219,7 +225,7 @@ def main():
         clips, batch_sampler=batches, num_workers=args.workers,
         pin_memory=device.type == "cuda"))
 
-    log, skipped, signals = None, 0, machine.stop_signals()
+    log, signals, skipped = machine.open_log(args, start), machine.stop_signals(), 0
     bar = tqdm(range(start, args.steps), NAMES[args.stage], args.steps,
                initial=start, disable=rank > 0, smoothing=0.05)
     for step in bar:
@@ -242,8 +248,7 @@ def main():
                 totals[name] += torch.stack([x, count.to(x)])
 
         # the optimizer step
-        clip = torch.nn.utils.clip_grad_norm_
-        norms = [float(clip(player.parameters(), 1.0))
+        norms = [float(torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0))
                  for player in training.players]
         finite = math.isfinite(sum(norms))
         if finite:
@@ -264,10 +269,7 @@ def main():
         if saving and not stop:
             line["val_loss"] = validate(
                 training, objective, validation, FRAMES[args.stage])
-        if rank == 0:
-            log = log or machine.open_log(
-                args.out, args.stage, start, args.logger)
-            log(line)
+        log(line)
         if skipped == 10:
             raise ValueError("10 gradients in a row are not finite: "
                              "try a lower --lr")
@@ -277,9 +279,7 @@ def main():
         if saving or stop:
             machine.save(args, NAMES[args.stage], done, training, optimizer)
         if stop:
-            machine.end_processes()
-            sys.exit(1 if rank else
-                     f"train.py: saved at step {done}; --resume goes on")
+            machine.end_processes(f"train.py: saved at step {done}; --resume goes on")
     machine.end_processes()
 
 @torch.no_grad()
@@ -287,8 +287,7 @@ def validate(training, objective, validation, frames):
     """The mean loss of 8 validation clips of the longest length."""
     keys, loss = [[(0, i, frames)] for i in range(8)], 0.0
     for batch in torch.utils.data.DataLoader(validation, batch_sampler=keys):
-        # step -1: no discriminator
-        _, logs = training.loss_of(objective, batch, step=-1)
+        _, logs = training.loss_of(objective, batch, -1)  # no discriminator
         x, count = logs.get("unweighted_loss", logs["loss"])
         loss += float(x / count) / 8
     return loss

@@ -150,9 +150,9 @@ def of_sampling(toy, paper, context, fps):
     return args
 
 
-def check_sampling(sampling, seconds, fps, clip_frames, context, window, B, seeds, start, size):
+def check_sampling(sampling, config, B, seeds, seconds, fps, start, context, window):
     """Raise ValueError for what sample.py cannot write B videos with. sampling: as `toy`
-    above; start: None or frames of `size` pixels, height = width, to go on from."""
+    above; config: of the decoder; start: None or frames to go on from."""
     positive = sampling["top_k"], sampling["temperature"], window
     if not all(x is None or 0 < x < math.inf for x in positive):
         raise ValueError("top-k, temperature and window must be positive")
@@ -164,7 +164,8 @@ def check_sampling(sampling, seconds, fps, clip_frames, context, window, B, seed
         machine.check_seed(seed)
     if not math.isfinite(sampling["cfg_scale"]) or not 0 <= sampling["floor"] <= 1:
         raise ValueError("cfg-scale must be finite, floor 0 to 1")
-    if start is not None and start.shape[1:] != (size, size, 3):
-        raise ValueError(f"start must be (T, {size}, {size}, 3), not {start.shape}")
-    if context % 4 != 1 or not 0 < context < clip_frames:
+    t, h, w = config.latent_shape
+    if start is not None and start.shape[1:] != (8 * h, 8 * w, 3):
+        raise ValueError(f"start must be (T, {8 * h}, {8 * w}, 3), not {start.shape}")
+    if context % 4 != 1 or not 0 < context < 4 * t - 3:
         raise ValueError("context must be 1 + 4k frames, fewer than a clip has")

@@ -157,7 +157,8 @@ def stop_signals():
     return asked
 
 
-def end_processes():
+def end_processes(message=None):
+    """At the end of a training, or of this run of it: then with a message and an error."""
     while LOCKS:
         LOCKS.pop().close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -166,6 +167,8 @@ def end_processes():
         dist.barrier()  # until rank 0 has saved
         dist.destroy_process_group()
         time.sleep(0.1)  # FSDP keeps gloo's threads: busy ones abort Python as it ends
+    if message:
+        sys.exit(message if FIRST else 1)
 
 
 def of_all_ranks(x):
@@ -390,27 +393,35 @@ def lpips_network():
                          "docs/scaling.md, or --perceptual-weight 0") from e
 
 
-def open_log(folder, stage, start, logger=None):
-    """-> log(line), which adds a dict to metrics.jsonl. The file is cut back to
-    where this run of a stage starts: call it when a step has worked. logger:
-    "tensorboard" or "wandb", which get the numbers, too."""
-    path, part = folder / "metrics.jsonl", folder / "metrics.tmp"
-    before = path.read_text().splitlines(True) if path.exists() else []
-    # a kill may have left half a line
-    lines = [json.loads(x) for x in before if x.endswith("\n")]
-    part.write_text("".join(json.dumps(m) + "\n" for m in lines
-                            if m["stage"] != stage or m["step"] < start))
-    part.replace(path)
-    if logger == "wandb":  # what tensorboard gets, goes there, too
-        import wandb
-        wandb.init(project="loong", dir=folder, sync_tensorboard=True)
-    if logger:
-        from torch.utils.tensorboard import SummaryWriter
-        writer = SummaryWriter(folder)
+def open_log(args, start):
+    """-> log(line), by which the first process adds a dict to metrics.jsonl. At the
+    first line, when a step has worked, the file is cut back to where this run of a
+    stage starts. --logger tensorboard or wandb get the numbers, too."""
+    path, writer = args.out / "metrics.jsonl", None
+
+    def cut_back():
+        before = path.read_text().splitlines(True) if path.exists() else []
+        # a kill may have left half a line
+        lines = [json.loads(x) for x in before if x.endswith("\n")]
+        part = path.with_suffix(".tmp")
+        part.write_text("".join(json.dumps(m) + "\n" for m in lines
+                                if m["stage"] != args.stage or m["step"] < start))
+        part.replace(path)
 
     def log(line):
+        nonlocal writer
+        if not FIRST:
+            return
+        if line["step"] == start:
+            cut_back()
+        if args.logger and not writer:
+            if args.logger == "wandb":  # what tensorboard gets, goes there, too
+                import wandb
+                wandb.init(project="loong", dir=args.out, sync_tensorboard=True)
+            from torch.utils.tensorboard import SummaryWriter
+            writer = SummaryWriter(args.out)
         with open(path, "a") as f:
             f.write(json.dumps(line) + "\n")
-        for name, x in line.items() if logger else ():
-            writer.add_scalar(f"{stage}/{name}", x, line["step"])
+        for name, x in line.items() if args.logger else ():
+            writer.add_scalar(f"{args.stage}/{name}", x, line["step"])
     return log
