@@ -37,7 +37,7 @@ CLAIMS = {
     "overlap": ("Overlap", "17 frames keep more videos as prompted than 5", "of windows"),
     "generations": ("Generations", "encoding 12 times keeps the picture, within 2", "dB"),
 }
-IN_README = [name for name in CLAIMS if name not in ("returns", "sampling", "overlap", "generations")]
+IN_README = [x for x in CLAIMS if x not in ("returns", "sampling", "overlap", "generations")]
 
 
 def measured(name):
