@@ -20,7 +20,7 @@ import math
 import numpy as np
 import torch
 
-import sample
+# common first: it puts the five files on the path
 from common import (
     all_kept,
     arguments,
@@ -34,6 +34,9 @@ from common import (
     sampled,
     save_picture,
 )
+
+# isort: split
+import sample
 from data import LANDS
 from prompts import invention, new_land
 from switch import SECONDS, SETTLED, pair

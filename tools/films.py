@@ -17,7 +17,6 @@ from pathlib import Path
 
 import av
 import av.filter
-import av.format
 import numpy as np
 from av.stream import Disposition
 from PIL import Image, ImageOps
