@@ -70,8 +70,7 @@ def rotary(config, positions):
     (S, head_dim) float32."""
     half = config.dim // config.n_heads // 2
     exponent = torch.arange(half, device=positions.device) / half
-    angle = positions[:, None] * config.rope_theta ** -exponent
-    angle = angle.repeat(1, 2)
+    angle = (positions[:, None] * config.rope_theta ** -exponent).repeat(1, 2)
     return angle.cos(), angle.sin()
 
 def rotate(x, cos, sin):
@@ -243,7 +242,8 @@ def cache_to_compile(model, batch, window=1):
     cache = KVCache(model, batch, window)
     cache.block = math.ceil(len(cache.all_positions) / 4)
     for x in cache.k + cache.v:
-        torch._dynamo.mark_static_address(x)
+        if x.is_cuda:  # elsewhere graphs would keep the first cache
+            torch._dynamo.mark_static_address(x)
     return cache
 
 # ---- plumbing ----

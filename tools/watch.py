@@ -2,14 +2,12 @@
 
     python tools/watch.py out
 
-A row per stage: losses by range of frames, of validation as dots (stage 0: PSNR, and the share of
-codes in use); beside them what the newest checkpoint makes: clips above their reconstructions, or
-videos of three captions. Needs: pip install matplotlib
+A row per stage: losses by range of frames (stage 0: PSNR, codes in use); beside them videos that
+its newest checkpoint makes (stage 0: clips above their reconstructions). pip install matplotlib
 """
 import json
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +21,11 @@ from tools.machine import read_checkpoint  # noqa: E402
 from train import FRAMES, NAMES  # noqa: E402
 
 
-def curve(axes, lines, name, label):
+def curve(axes, lines, name, **look):
     """The means of up to a hundred parts of the training so far."""
     points = [(line["step"], line[name]) for line in lines if name in line]
     parts = np.array_split(points, min(100, len(points)))
-    axes.plot(*np.array([part.mean(0) for part in parts]).T, label=label)
+    axes.plot(*np.array([part.mean(0) for part in parts]).T, **look)
 
 
 @torch.inference_mode()
@@ -49,32 +47,34 @@ def videos(folder, stage, args):
 
 def draw(folder):
     """Write watch.png -> whether the newest stage has ended."""
-    from matplotlib import pyplot
-    stages = defaultdict(list)
-    for line in (folder / "metrics.jsonl").read_text().splitlines(True):
-        if line.endswith("\n"):  # else it is being written
-            stages[json.loads(line)["stage"]].append(json.loads(line))
-    figure, rows = pyplot.subplots(len(stages), 2, figsize=(9, 3 * len(stages)),
-                                   layout="constrained", squeeze=False)
+    from matplotlib.figure import Figure
+    stages = {}
+    written = (folder / "metrics.jsonl").read_text().rpartition("\n")[0]  # lines that are whole
+    for line in map(json.loads, written.splitlines()):
+        stages.setdefault(line["stage"], []).append(line)
+    figure = Figure(figsize=(9, 3 * len(stages)), layout="constrained")
+    rows = figure.subplots(len(stages), 2, squeeze=False)
     for (left, right), (stage, lines) in zip(rows, sorted(stages.items())):
         left.set(title=NAMES[stage], xlabel="step", ylabel="nats" if stage else "PSNR, dB")
         if stage:
             left.set_yscale("log")
-            for name in sorted({name for line in lines for name in line if "loss_" in name}):
-                curve(left, lines, name, name.removeprefix("loss_"))
+            left.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+            for name in (name for name in lines[0] if name.startswith("loss_")):
+                curve(left, lines, name, label=name.removeprefix("loss_"))
             val = [(line["step"], line.get("val_loss", np.nan)) for line in lines]
             left.plot(*zip(*val), "k.", label="validation")
             left.legend(fontsize=7, title="frames")
         else:
-            curve(left, lines, "psnr", None)
-            curve(left.twinx(), lines, "codes_used", None)
+            curve(left, lines, "psnr")
+            used = left.twinx()
+            used.set(ylim=(0, 1), ylabel="share of codes in use (gray)")
+            curve(used, lines, "codes_used", color="gray")
         right.axis("off")
         if (path := folder / f"{NAMES[stage]}.pt").exists():
             saved = read_checkpoint(path, NAMES[stage])
             made = videos(folder, stage, saved["args"])
             right.imshow(np.vstack([np.hstack(x[::max(1, len(x) // 6)][:6]) for x in made]))
     figure.savefig(folder / "watch.png", dpi=100)
-    pyplot.close(figure)
     return path.exists() and saved["step"] == saved["args"]["steps"]
 
 
