@@ -263,14 +263,16 @@ RELEASES = {"vidtok": vidtok, "cosmos": cosmos, "emu3": emu3}
 def parse():
     p = argparse.ArgumentParser(description="A released tokenizer -> a folder that serves.")
     add = p.add_argument
-    add("release", choices=RELEASES, nargs="?")
-    add("--weights", help="file or folder")
-    add("--version", choices=["1.0", "1.1"], help="of vidtok")
-    add("--out", help="folder to write")
-    add("--resolution", type=int, default=128, help="pixels, height = width")
-    add("--check", metavar="DIR", help="check such a folder")
-    add("--film", nargs="+", default=[], help="videos of 10 s or more")
-    add("--device", default=DEVICE)
+    add("release", choices=RELEASES, nargs="?", help="whose tokenizer")
+    add("--weights", help="its file or folder, as released")
+    add("--version", choices=["1.0", "1.1"], help="of vidtok (1.1, to be said)")
+    add("--out", help="folder to write, for --ckpt of the other scripts")
+    add("--resolution", type=int, default=128,
+        help="of its clips: height = width, in pixels (%(default)s)")
+    add("--check", metavar="DIR", help="check such a folder: is it causal, which lengths, how good")
+    add("--film", nargs="+", default=[],
+        help="check it on these videos of 10 s or more (the storybook)")
+    add("--device", default=DEVICE, help="cpu, cuda, cuda:1, mps (%(default)s here)")
     args = p.parse_args()
     if bool(args.check) == bool(args.release):
         raise ValueError(f"name one of {', '.join(RELEASES)}, or --check DIR")

@@ -159,10 +159,11 @@ def export_onnx(model, tokenizer, text, folder):
 
 def main():
     p = argparse.ArgumentParser(description="Write a trained model for transformers.")
-    p.add_argument("folder", metavar="DIR")
+    p.add_argument("folder", metavar="DIR", help="folder to write")
     p.add_argument("--ckpt", metavar="FOLDER",
-                   help="or a stageN.pt (default: the shipped toy)")
-    p.add_argument("--onnx", action="store_true", help="for docs/play, in a browser")
+                   help="of a training, for its latest stage, or a stageN.pt (the shipped toy)")
+    p.add_argument("--onnx", action="store_true",
+                   help="for docs/play, in a browser, instead of transformers")
     args = p.parse_args()
     model, tokenizer, text = load(args.ckpt)
     if args.onnx:

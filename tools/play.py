@@ -207,9 +207,10 @@ def page(world):
 def main():
     p = argparse.ArgumentParser(description="A page to play with.")
     add = p.add_argument
-    add("--ckpt", help="folder or stageN.pt")
-    add("--port", type=int)
-    add("--device", default=DEVICE)
+    add("--ckpt",
+        help="folder of a training, for its latest stage, or a stageN.pt (the shipped toy)")
+    add("--port", type=int, help="of the page (7860, or the next free one)")
+    add("--device", default=DEVICE, help="cpu, cuda, cuda:1, mps (%(default)s here)")
     args = p.parse_args()
     world = load(args.ckpt, args.device)
     set_threads(world[0])

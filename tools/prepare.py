@@ -506,23 +506,30 @@ def parse():
     p = argparse.ArgumentParser(description="Captioned clips -> token shards.")
     add, cuda = p.add_argument, torch.cuda.is_available()
     gpu = int(os.environ.get("LOCAL_RANK", 0))
-    add("--source", choices=["toy", "folder", "csv", "tar"], default="toy")
-    add("--input", help="the folder, csv file, tar file or folder of tars")
+    add("--source", choices=["toy", "folder", "csv", "tar"], default="toy",
+        help="where clips come from: drawn by the toy world, files beside their captions, "
+             "WebVid's csv, img2dataset's tars (%(default)s)")
+    add("--input", help="that folder, csv file, tar file or folder of tars")
     add("--root", default="", help="csv: the folder of the videos")
     add("--columns", default="videoid,page_dir,name",
-        help="csv: those of video, its folder (may be blank), its caption")
-    add("--clips", type=int, default=8192, help="toy: how many")
-    add("--clips-per-video", type=int, default=1, help="at most")
-    add("--ckpt", help="folder of a tokenizer (default: the shipped toy's)")
+        help="csv: those of video, its folder (may be blank), its caption (%(default)s)")
+    add("--clips", type=int, default=8192, help="toy: how many (%(default)s)")
+    add("--clips-per-video", type=int, default=1,
+        help="taken from one video, one after the other, at most (%(default)s)")
+    add("--ckpt", help="folder of the tokenizer (the shipped toy's)")
     add("--out", help="folder to write; finished parts in it are kept")
-    add("--index", action="store_true", help="no tokens, for stage 0")
+    add("--index", action="store_true",
+        help="list the files, for stage 0, instead of encoding them")
     add("--part", type=int, default=1000,
-        help="files per part (each tar is one part)")
-    add("--batch-size", type=int, default=4, help="clips of 65 frames at once")
-    add("--workers", type=int, default=reading_workers(), help="processes that read files")
-    add("--seed", type=int, default=0, help="toy")
-    add("--device", default=f"cuda:{gpu}" if cuda else "cpu")
-    add("--inspect", metavar="DIR", help="tell what a folder of shards holds")
+        help="files that make one shard (%(default)s); each tar is one")
+    add("--batch-size", type=int, default=4,
+        help="clips of 65 frames encoded at once (%(default)s)")
+    add("--workers", type=int, default=reading_workers(),
+        help="processes that read files (%(default)s here)")
+    add("--seed", type=int, default=0, help="toy: of the draws (%(default)s)")
+    add("--device", default=f"cuda:{gpu}" if cuda else "cpu",
+        help="cpu, cuda, cuda:1, mps (%(default)s here)")
+    add("--inspect", metavar="DIR", help="tell what a folder of shards holds, and draw some of it")
     args = p.parse_args()
     if min(args.clips, args.clips_per_video, args.part, args.batch_size,
            args.workers + 1) < 1:

@@ -203,22 +203,25 @@ def read(path):
 
 
 def parse():
-    p = argparse.ArgumentParser(description="Enlarge a video four times.")
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
-    add("video", metavar="VIDEO")
-    add("--out", metavar="VIDEO", required=True, help=".mp4")
+    add("video", metavar="VIDEO", help="to enlarge")
+    add("--out", metavar="VIDEO", required=True, help=".mp4 to write")
     add("--method", choices=["realesrgan", "diffusion", "lanczos"],
-        default="realesrgan")
-    add("--model", default="stabilityai/stable-diffusion-x4-upscaler")
-    add("--refine", action="store_true", help="then add fine detail")
+        default="realesrgan", help="see above (%(default)s)")
+    add("--model", default="stabilityai/stable-diffusion-x4-upscaler",
+        help="diffusion: folder or name on Hugging Face (%(default)s)")
+    add("--refine", action="store_true", help="then add fine detail, by diffusion")
     add("--refine-models", nargs=3, metavar=("BASE", "ADAPTER", "CONTROLNET"),
         default=["stable-diffusion-v1-5/stable-diffusion-v1-5",
                  "guoyww/animatediff-motion-adapter-v1-5-3",
-                 "lllyasviel/control_v11f1e_sd15_tile"])
-    add("--prompt", default="", help="what the video shows")
-    add("--steps", type=int, default=25, help="of each diffusion model")
-    add("--seed", type=int, default=0)
-    add("--device", default=DEVICE)
+                 "lllyasviel/control_v11f1e_sd15_tile"],
+        help="likewise (%(default)s)")
+    add("--prompt", default="", help="diffusion: what the video shows (nothing said)")
+    add("--steps", type=int, default=25, help="of denoising, in each diffusion model (%(default)s)")
+    add("--seed", type=int, default=0, help="diffusion: of the noise (%(default)s)")
+    add("--device", default=DEVICE, help="cpu, cuda, cuda:1, mps (%(default)s here)")
     args = p.parse_args()
     if args.steps < 1:
         raise ValueError("--steps must be positive")
