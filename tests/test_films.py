@@ -158,18 +158,20 @@ def frames_of(clip):
 
 @pytest.mark.parametrize("name, kind", [
     ("from0.mp4", {}), ("from100.mp4", {"first": 2500}), ("from100.mkv", {"first": 2500}),
-    ("old.avi", {}), ("raw.mp4", {"format": "h264"}), ("flash.mp4", {"format": "flv"})])
+    ("old.avi", {}), ("raw.mp4", {"format": "h264"}), ("flash.mp4", {"format": "flv"}),
+    ("disc.mpg", {"codec": "mpeg2video", "format": "vob"}), ("raw.m1v", {"codec": "mpeg1video"})])
 def test_one_clock_from_the_first_frame_on(tmp_path, name, kind):
     """Wherever times begin, where the container has none, or only those of
     decoding: what is on screen at start + i / 6.5 s; it is 78 frames long."""
     numbered(str(tmp_path / name), **kind)
     shown = np.floor(25 * np.arange(78) / FPS + 1e-6) % 40
     clip = read_clip(tmp_path / name, 78, FPS, 32)
-    assert (frames_of(clip) == shown).all()
-    later = read_clip(tmp_path / name, 38, FPS, 32, start=40 / FPS)
-    assert (later == clip[40:]).all()
+    darker = "mpeg" in kind.get("codec", "")
+    assert ((shown - frames_of(clip)) % 40 <= darker).all()
+    for i in (7, 40, 53):  # later
+        assert (read_clip(tmp_path / name, 25, FPS, 32, start=i / FPS) == clip[i:i + 25]).all()
     with open_film(tmp_path / name) as (film, stream):
-        assert duration(film, stream) == pytest.approx(12)
+        assert duration(film, stream) == pytest.approx(12, abs=1 / 25)
 
 
 @pytest.mark.parametrize("first, then", [(100, 10), (10, 5000)])

@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 
 VIDEOS = {"mp4", "webm", "mov", "mkv", "avi", "gif"}
 IMAGES = {"png", "jpg", "jpeg", "webp"}
-TS_DISCONT = av.format.Flags.ts_discont.value  # formats of broadcasting, whose clock may jump
+# formats of broadcasting, whose clock may jump; raw streams, whose length is a guess
+UNRELIABLE = av.format.Flags.ts_discont.value | av.format.Flags.no_timestamps.value
 
 
 def ending(path):
@@ -73,9 +74,10 @@ def on_screen(film, stream, start=0):
     clock = operator.attrgetter("pts" if times == sorted(times) else "dts")
     zero = clock(head[0][0])
 
-    if start and zero is not None:
+    if start > 2 and zero is not None:
         with contextlib.suppress(av.FFmpegError):  # cannot seek: decode all of it
-            for second in start, max(0, start - 20), 0, -1:  # some seeks end too late
+            # some seeks end too late, after some the first times are wrong
+            for second in start - 2, max(0, start - 20), 0, -1:
                 film.seek(zero + int(second / unit), stream=stream)
                 frames = shaped(film, stream)
                 head = list(itertools.islice(frames, 1))
@@ -84,7 +86,7 @@ def on_screen(film, stream, start=0):
                     break
 
     shown, begin, end = None, 0.0, 0.0
-    most = 10 if film.format.flags & TS_DISCONT else math.inf  # seconds, as in ffmpeg
+    most = 10 if film.format.flags & UNRELIABLE else math.inf  # seconds, as in ffmpeg
     for frame, wide in itertools.chain(head, frames):
         time = clock(frame)
         now = end if None in (time, zero) else (time - zero) * unit
@@ -163,7 +165,7 @@ def duration(film, stream):
     seconds = (stream.duration or 0) * stream.time_base
     if not seconds and len(film.streams) == 1 and not stream.start_time:
         seconds = (film.duration or 0) / av.time_base  # no sound, which may be longer
-    if not seconds or film.format.flags & TS_DISCONT:
+    if not seconds or film.format.flags & UNRELIABLE:
         for _, seconds, _ in on_screen(film, stream):
             pass
     return float(seconds)

@@ -15,7 +15,7 @@ Beside the video are the tokens of the clip that is being written: a tile per
 latent frame, each token in the color that it decodes to, and those that the
 last pass guessed right (`sample.jacobi`) outlined in white.
 
-Needs: pip install gradio
+Needs: pip install gradio. It replaces pillow by an older one, which does as well.
 """
 import argparse
 import base64
