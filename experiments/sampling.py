@@ -10,12 +10,12 @@ traveller (the share that shows the new one after four seconds of ten).
 Decides: the windows as prompted, the chosen point minus the paper's rule at the same temperature.
 The choice: of the points of the two rules that sample.py has (top-k and the floor) whose land is at
 most a quarter further from the world's own than by the paper's rule at guidance 1.5 and temperature
-0.6, the one with the largest sum of both shares.
+0.6, those whose sum of both shares is within 0.05 of the largest meet again, over four minutes of 12
+other prompts. The one with most windows as prompted is chosen.
 
     python experiments/sampling.py
 """
 import functools
-import math
 
 import numpy as np
 import torch
@@ -56,10 +56,18 @@ def draw(rule, share, model, tokens, cache, noise, scale, top_k, temperature, fl
     return codes.gather(2, race.argmax(-1, keepdim=True))[..., 0]
 
 
+def options_of(rule, scale, temperature):
+    return {"cfg_scale": scale, "temperature": temperature,
+            "floor": SHARE["floor"] if rule == "floor" else 0.0}
+
+
+def last(world, rule, scale, temperature, a, i):
+    video = sampled(world, caption(a), 240, 3000 + i, **options_of(rule, scale, temperature))
+    return {"windows": over_time(video, a)["as prompted"]}
+
+
 def measure(world, rule, scale, temperature):
-    options = {"cfg_scale": scale, "temperature": temperature,
-               "floor": SHARE["floor"] if rule == "floor" else 0.0}
-    plain = sample.next_codes
+    options, plain = options_of(rule, scale, temperature), sample.next_codes
     if rule in ("min-p", "top-p"):
         sample.next_codes = functools.partial(draw, rule, SHARE[rule])
     try:
@@ -89,17 +97,20 @@ def main():
     found = all_kept("sampling", {x: functools.partial(measure, world, *x) for x in points})
     most = 1.25 * found["top-k", 1.5, 0.6]["land"]
 
-    def score(x):
-        line = found[x]
-        fits = math.isfinite(line["land"]) and line["land"] <= most
-        return fits, np.mean(line["windows"]) + np.mean(line["switched"])
-
-    best = max((x for x in points if x[0] in ("top-k", "floor")), key=score)
+    score = {x: np.mean(found[x]["windows"]) + np.mean(found[x]["switched"]) for x in points
+             if x[0] in ("top-k", "floor") and found[x]["land"] <= most}
+    finalists = [x for x in score if score[x] >= max(score.values()) - 0.05]
+    final = all_kept("sampling", {
+        (*x, i): functools.partial(last, world, *x, a, i)
+        for x in finalists for i, a in enumerate(drawn(21, 12))})
+    right = {x: [np.mean(final[*x, i]["windows"]) for i in range(12)] for x in finalists}
+    best = max(finalists, key=lambda x: np.mean(right[x]))
     paper = "top-k", best[1], best[2]
     result("sampling", "12 prompts of 40 s and 12 switches at each point",
            {f"as prompted: {best} minus {paper}":
             np.subtract(found[best]["windows"], found[paper]["windows"])}, {},
            {"windows as prompted": {str(x): found[x]["windows"] for x in points},
+            "over four minutes": {str(x): right[x] for x in finalists},
             "switched": {str(x): found[x]["switched"] for x in points},
             "distance of new land, pixels": {str(x): [found[x]["land"]] for x in points}})
 
