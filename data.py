@@ -6,7 +6,7 @@
                   Their first 1 or 5 latent frames serve stages 1 and 2.
     samples       a pure function of (seed, stage, step, i, frames) (`Clips`)
 
-Below them stands the storybook, the toy world. This file uses no neural network.
+Below stands the storybook, a toy world, to be skipped at first. No neural network.
 """
 import zlib
 
@@ -20,7 +20,7 @@ FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
 def latent_frames(frames):
     """How many latent frames hold these frames: 1, 17, 65 -> 1, 5, 17. The
-    first frame has its own, every four others share one."""
+    first frame has its own, every four others share one (rounded up)."""
     return 1 + (frames + 2) // 4
 
 def video_frames(latents):
@@ -39,12 +39,12 @@ def to_uint8(video):
 class TextTokenizer:
     """Captions -> ids. kind: "bytes"; "storybook", bytes and the storybook's
     words; "gpt2", 32000 ranks of its table (our choice; the number, Sec. 4.1).
-    size: of a model's text vocabulary; ValueError if it has another."""
+    size: the model's text vocabulary; ValueError if this one differs."""
 
     def __init__(self, kind="bytes", size=None):
         ranks = {bytes([i]): i for i in range(256)}
         pattern = r" [a-z]+|[\s\S]"
-        if kind == "storybook":  # a word that is a whole piece needs no merges
+        if kind == "storybook":  # taken as they are, without merges
             ranks |= {b" " + w.encode(): 256 + i for i, w in enumerate(VOCABULARY)}
         elif kind == "gpt2":
             try:
@@ -71,11 +71,11 @@ class Clips(torch.utils.data.Dataset):
     images, videos: "toy", or folders of `Shards`, "A,B", one named twice
     counts twice; clips of one frame are of `images`. A clip is tokens int64
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    returns: share of longer captioned clips that contradict the caption for a
-    while and then return to it, so that the model learns to trust words over
-    frames (our choice). wrong = (first, end): latent frames first ... end - 1
-    do, with another clip's tokens or, in the toy, see `toy_return`; else (0, 0).
     validation: other samples, the last 64th of the clips, nothing dropped.
+
+    Not in the paper: of longer captioned clips a share `returns` contradicts the
+    caption in latent frames wrong[0] ... wrong[1] - 1, which have no loss, and then
+    returns to it: the model is to trust words over frames. Else wrong is (0, 0).
     """
 
     def __init__(self, images, videos, seed, stage, resolution=64,
@@ -91,7 +91,8 @@ class Clips(torch.utils.data.Dataset):
             [self.seed, self.stage, step, i, self.validation])
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
-        source, wrong = self.images if frames == 1 else self.videos, (0, 0)
+        source = self.images if frames == 1 else self.videos
+        wrong = 0, 0
         may_return = self.returns and frames > 1 and not drop
         returning = may_return and rng.random() < self.returns
         if source == "toy":
@@ -108,9 +109,15 @@ class Clips(torch.utils.data.Dataset):
             clip, caption = draw_tokens(rng, source, t, self.validation)
             if returning:
                 other, _ = draw_tokens(rng, source, t)
-                first, end = wrong = wrong_latents(rng, t)
-                clip[first:end] = other[first:end]
-        return clip, "" if drop else caption, wrong
+                wrong = wrong_latents(rng, t)
+                clip[slice(*wrong)] = other[slice(*wrong)]
+        return clip, "" if drop else caption, torch.tensor(wrong)
+
+def wrong_latents(rng, t):
+    """Draw (first, end): 1 to 5 latent frames of t, never the last; in half of
+    all draws from the very first on."""
+    first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
+    return first, first + int(rng.integers(1, min(6, t - first)))
 
 # ---- the storybook, the toy world: the camera follows a traveller ----
 
@@ -298,12 +305,6 @@ def toy_clip(rng, frames=65, attributes=None):
     caption, a["said"] = caption_of(a, form)
     video, a["box"] = draw_clip(rng.integers(2 ** 62), frames, a)
     return video, caption, a
-
-def wrong_latents(rng, t):
-    """Draw (first, end): 1 to 5 latent frames of t, never the last; in half of
-    all draws from the very first on."""
-    first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
-    return first, first + int(rng.integers(1, min(6, t - first)))
 
 def toy_return(rng, frames):
     """Draw a clip that contradicts its caption in `wrong_latents`, in all or some

@@ -37,8 +37,8 @@ class ModelConfig:
     def max_len(self):
         return self.text_len + 3 + math.prod(self.latent_shape)
 
-    # Ten special tokens: these five and five spare ones. <eoi>, our guess at the
-    # 4356th, is neither fed nor predicted.
+    # Ten special tokens, five of them spare. <eoi>, our guess at what makes the
+    # paper's 4356 of 4352 + 3 tokens (Sec. 3.1), is neither fed nor predicted.
     pad = property(lambda self: self.text_vocab + self.video_vocab)
     sot = property(lambda self: self.pad + 1)
     eot = property(lambda self: self.pad + 2)
@@ -58,7 +58,7 @@ PRESETS = {
 
 def prefix_tokens(config, texts):
     """Lists of text ids, [] for no caption -> <sot> text <pad>... <eot>
-    <soi>, (B, text_len + 3) int64."""
+    <soi>, (B, text_len + 3) int64. Padding is attended to (our choice)."""
     rows, padding = [], [config.pad] * config.text_len
     for ids in texts:
         ids = (ids + padding)[:config.text_len]
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # empty, Llama draws it: nn.Embedding's own initialization is slow
+        # left empty for Llama to draw: nn.Embedding's own way is slow
         table = torch.empty(config.vocab_size, config.dim)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -214,10 +214,10 @@ class KVCache:
         self.all_positions = torch.arange(size, device=like.device)
         self.rotary = rotary(config, self.all_positions)
         self.length = 0
-        self.block = 1  # attention reads `span` positions, a multiple of this
+        self.block = 1  # more if compiled: attention reads a multiple of it
 
     def advance(self, n):
-        """Call before feeding n tokens."""
+        """Call before feeding n tokens; compiled code cannot count."""
         new = slice(self.length, self.length + n)
         self.length += n
         self.span = math.ceil(self.length / self.block) * self.block
@@ -233,7 +233,7 @@ class KVCache:
         self.k[layer].index_copy_(2, self.positions, k)
         self.v[layer].index_copy_(2, self.positions, v)
         k, v = self.k[layer][:, :, :self.span], self.v[layer][:, :, :self.span]
-        scores = torch.add(self.mask, q @ k.mT, alpha=q.shape[-1] ** -0.5)
+        scores = torch.add(self.mask, q @ k.mT, alpha=q.shape[-1] ** -0.5)  # mask + qk/sqrt(d)
         return scores.softmax(-1).to(v.dtype) @ v
 
 def cache_to_compile(model, batch, window=1):
@@ -242,7 +242,7 @@ def cache_to_compile(model, batch, window=1):
     cache = KVCache(model, batch, window)
     cache.block = math.ceil(len(cache.all_positions) / 4)
     for x in cache.k + cache.v:
-        if x.is_cuda:  # elsewhere graphs would keep the first cache
+        if x.is_cuda:  # on a CPU, graphs would read the first cache ever made
             torch._dynamo.mark_static_address(x)
     return cache
 

@@ -43,30 +43,29 @@ def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
     is forbidden if, with the caption, its p is below `floor` times the best
     one's (our choice, as in contrastive decoding, 2210.15097)."""
     logits = cond = model.next_logits(tokens, cache, noise.shape[1])
-    if len(logits) > len(noise):  # with the caption, then without
+    if len(logits) > len(noise):  # guided: with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
-    unlikely = cond < cond.amax(-1, keepdim=True) + floor.log()
+    unlikely = cond < cond.amax(-1, keepdim=True) + floor.log()  # 0: none is
     logits = logits.masked_fill(unlikely, -math.inf)
-    top_k = min(top_k, logits.shape[-1])
-    best, codes = torch.topk(logits / temperature, top_k)
+    best, codes = torch.topk(logits / temperature, min(top_k, logits.shape[-1]))
     race = best.softmax(-1) / noise.gather(2, codes)
     return codes.gather(2, race.argmax(-1, keepdim=True))[..., 0]
 
 @torch.inference_mode()
-def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
-                    floor=0.0, watch=None, cache=None, step=next_codes):
+def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generators,
+                    floor=0.0, watch=None, cache=None, draw=next_codes):
     """Write the next n video tokens of each row -> codes (B, n) int64. This is
     --window 1; otherwise `jacobi` writes the same, up to rounding, in fewer passes.
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
-    generator: one torch.Generator per row, on the model's device. Guidance
+    generators: a torch.Generator for each row, on the model's device. Guidance
     pairs every row with the empty caption, in one batch of 2B; cfg_scale 1
     is no guidance. watch(codes, n) is called after each pass, with all codes
-    so far. cache: to be used again. step: `next_codes`, maybe compiled.
+    so far. cache: to be used again. draw: `next_codes`, maybe compiled.
     """
     config, rows = model.config, 1 + (cfg_scale != 1)  # of each video
-    noise = draw_noise(n, config, generator)
+    noise = draw_noise(n, config, generators)
     scale, temperature, floor = torch.tensor(  # compiled once for all values
         [cfg_scale, temperature, floor], device=prefix.device)
     cache = cache or KVCache(model, rows * len(prefix))
@@ -75,9 +74,9 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generator,
     codes = prefix[:, :0]
     for i in range(n):
         cache.advance(tokens.shape[1])
-        draw = step if i else next_codes  # the long prefix is not compiled
-        new = draw(model, tokens, cache, noise[:, i:i + 1],
-                   scale, top_k, temperature, floor)
+        feed_and_draw = draw if i else next_codes  # the long prefix is not compiled
+        new = feed_and_draw(model, tokens, cache, noise[:, i:i + 1],
+                            scale, top_k, temperature, floor)
         codes = torch.cat([codes, new], 1)
         tokens = (new + config.text_vocab).repeat(rows, 1)
         if watch:
@@ -131,19 +130,16 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
     window = window or max(1, 32 // B)
     cache = (cache_to_compile if compile else KVCache)(
         model, B * (1 + (sampling["cfg_scale"] != 1)), window)
-    step = machine.compiled(next_codes, device.type) if compile else next_codes
-    write = generate_tokens
-    if window > 1:
-        write = functools.partial(jacobi, window=window)
+    draw = machine.compiled(next_codes, device.type) if compile else next_codes
+    write = functools.partial(jacobi, window=window) if window > 1 else generate_tokens
     generators = [torch.Generator(device).manual_seed(int(s)) for s in seeds]
-    captions = prefix_tokens(config, [text.encode(p) for p in prompts])
-    captions = captions.to(device)
+    captions = prefix_tokens(config, [text.encode(p) for p in prompts]).to(device)
     longest, h, w = config.latent_shape
 
     def encode(frames):  # uint8 (B, T, H, W, 3) -> tokens (B, t, h, w)
         return tokenizer.encode(to_float(frames).to(device))
 
-    # the next clip's first latent frames, if known; how many frames they were
+    # latent frames that the next clip begins with; how many frames they show
     known, shown = captions.new_empty(B, 0, h, w), 0
     if start is not None and len(start):
         shown = 1 + (min(len(start), context) - 1) // 4 * 4
@@ -154,8 +150,8 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
         new = latent_frames(end) - known.shape[1]
         ids = known.flatten(1) + config.text_vocab
         prefix = torch.cat([captions, ids], 1)
-        codes = write(model, prefix, new * h * w, **sampling, generator=generators,
-                      watch=watch, cache=cache, step=step)
+        codes = write(model, prefix, new * h * w, **sampling, generators=generators,
+                      watch=watch, cache=cache, draw=draw)
         tokens = torch.cat([known, codes.view(B, new, h, w)], 1)
         # one by one: in a batch, pixels may round differently
         clip = np.concatenate([to_uint8(tokenizer.decode(video))
@@ -163,64 +159,46 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
         yield clip[:, shown:end]
         left -= end - shown
         shown = context
+        known = tokens[:, -latent_frames(context):]  # as they are (Fig. 6), or
         if reencode and left > 0:
-            known = encode(clip[:, -context:])  # uint8, as written to a file
-        else:  # old tokens (Fig. 6)
-            known = tokens[:, -latent_frames(context):]
+            known = encode(clip[:, -context:])  # of uint8, as written to a file
 
 # ---- speed: guess many tokens, check them in one pass ----
 
 @torch.inference_mode()
-def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
-           floor=0.0, watch=None, cache=None, step=next_codes, window=32):
+def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generators,
+           floor=0.0, watch=None, cache=None, draw=next_codes, window=32):
     """What `generate_tokens` writes, in fewer passes (Jacobi decoding, our choice).
 
     With the noise drawn beforehand, the codes are a function of the seed and
     can be guessed. A pass over `window` guesses draws what follows each. Up to
     the first wrong guess all that is fed is right, so these draws are what one
     at a time would give; those after it are better guesses for the next pass.
-    Of several rows the slowest decides. A first guess, at the place ?:
-
-        frame before   this frame
-             a             ?
-             b
-
-    The last known place at which the frame before had the same a, and the
-    same b one row below, tells what ? becomes. If there is none, guess a.
+    Of several rows the slowest decides.
     """
     config, rows = model.config, 1 + (cfg_scale != 1)
-    _, h, w = config.latent_shape
     P, window = prefix.shape[1], min(window, n)
-    noise = draw_noise(n, config, generator, window)
+    noise = draw_noise(n, config, generators, window)
     scale, temperature, floor = torch.tensor(
         [cfg_scale, temperature, floor], device=prefix.device)
     cache = cache or KVCache(model, rows * len(prefix), window)
     cache.length = 0
     # the prefix, and room for the codes and for guesses beyond the end
     ids = F.pad(prefix, (0, n + window), value=config.text_vocab)
-    places = torch.arange(ids.shape[1], device=ids.device)
-    before = (places - h * w).clamp(min=0)  # the same place a frame ago
-    # codes that are right; how many of the last places have no guess yet
+    # codes that are right; how many of the window's last places have no guess
     done, to_guess = 0, window
     while done < n:
-        end = P + done + window
-        settled, unguessed = slice(P + done), slice(end - to_guess, end)
-        a, b = ids[:, before], ids[:, before + w]
-        pairs = a * 10**6 + b  # a number for each pair, as ids are smaller
-        same = pairs[:, settled, None] == pairs[:, None, unguessed]
-        last = (same * places[settled, None]).amax(1)
-        last = last.where(last > 0, before[unguessed])
-        ids[:, unguessed] = ids.gather(1, last)
-
+        end = P + done + window  # of the window
+        first_guesses(ids, P + done, slice(end - to_guess, end), config)
         tokens = ids[:, :end - 1]
         if done:
             tokens = tokens[:, cache.length:].repeat(rows, 1)
         elif rows == 2:
             tokens = add_uncaptioned(tokens, config)
         cache.advance(tokens.shape[1])
-        draw = step if done else next_codes
-        drawn = draw(model, tokens, cache, noise[:, done:done + window],
-                     scale, top_k, temperature, floor) + config.text_vocab
+        feed_and_draw = draw if done else next_codes
+        drawn = feed_and_draw(model, tokens, cache, noise[:, done:done + window], scale,
+                              top_k, temperature, floor) + config.text_vocab
         right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
         # a draw is right if all that was fed before it is: the first always
         accepted = min(1 + int(right[:-1].sum()), n - done)
@@ -232,6 +210,27 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generator,
         if watch:
             watch(ids[:, P:P + done] - config.text_vocab, n)
     return ids[:, P:P + n] - config.text_vocab
+
+def first_guesses(ids, known, where, config):
+    """Guess the places `where`, a slice, of ids (B, S), in place. `known` many
+    ids are right. A guess, at the place ?:
+
+        frame before   this frame
+             a             ?
+             b
+
+    The last known place at which the frame before had the same a, and the
+    same b one row below, tells what ? becomes. If there is none, guess a.
+    """
+    _, h, w = config.latent_shape
+    places = torch.arange(ids.shape[1], device=ids.device)
+    before = (places - h * w).clamp(min=0)  # the same place a frame ago
+    a, b = ids[:, before], ids[:, before + w]
+    pairs = a * 10**6 + b  # a number for each pair, as ids are smaller
+    same = pairs[:, :known, None] == pairs[:, None, where]
+    last = (same * places[:known, None]).amax(1)
+    last = last.where(last > 0, before[where])
+    ids[:, where] = ids.gather(1, last)
 
 # ---- plumbing: loading, arguments ----
 

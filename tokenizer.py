@@ -52,7 +52,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, dim_in, dim_out, kernel=3, stride=(1, 1, 1)):
         padding = (0, kernel // 2, kernel // 2)
         super().__init__(dim_in, dim_out, kernel, stride, padding)
-        # images never train the weights of past frames: from zero (our choice)
+        # images never train the weights of past frames: start at 0 (our choice)
         self.weight.data[:, :, :-1] = 0
 
     def forward(self, x):
@@ -108,9 +108,9 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # images train p = 1 only: p = 0 starts as its copy
-            for p in self.conv.parameters():
-                p.data[:len(p) // 2] = p.data[len(p) // 2:]
+        if temporal:  # images train the second of two frames: both start alike
+            for x in self.conv.parameters():
+                x.data[:len(x) // 2] = x.data[len(x) // 2:]
 
     def forward(self, x):
         """Depth-to-space: twice the height and width. If `temporal`,
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
             if up:
                 x = up(x)
                 latent = F.interpolate(latent, scale_factor=up.factors)
-                latent = latent[:, :, -x.shape[2]:]  # each x keeps its latent
+                latent = latent[:, :, -x.shape[2]:]  # without the first, as in up
         return self.conv_out(F.silu(self.norm_out(x)))
 
 class ClusteringVQ(nn.Module):
@@ -188,10 +188,10 @@ class ClusteringVQ(nn.Module):
         quantized = codes[tokens]
         if self.training and torch.is_grad_enabled():
             self.seen.append((z.detach().flatten(0, 3), tokens.flatten()))
-        pull = (quantized - z.detach()).square().sum(-1).mean()
-        commit = (quantized.detach() - z).square().sum(-1).mean()
+        codebook_loss = (quantized - z.detach()).square().sum(-1).mean()
+        commitment_loss = (quantized.detach() - z).square().sum(-1).mean()
+        loss = codebook_loss + self.commitment * commitment_loss
         quantized = z + (quantized - z).detach()  # straight-through
-        loss = pull + self.commitment * commit
         return quantized.movedim(-1, 1), tokens, loss
 
     @torch.no_grad()
@@ -202,10 +202,11 @@ class ClusteringVQ(nn.Module):
             a_k  = exp(-10 N_k M / (1 - g))       1 for an unused code
             e_k <- (1 - a_k) e_k + a_k anchor_k   M codes in all
 
-        n_k of the n latents chose code k. All ranks draw the same anchors.
+        n_k of the n latents chose code k. All ranks draw the same anchors. As N_k
+        begins at 0, the first step moves all codes that no latent chose.
         finite: whether this step's gradients were; else no code moves.
         """
-        latents, tokens = map(machine.of_all_ranks, map(torch.cat, zip(*self.seen)))
+        latents, tokens = (machine.of_all_ranks(torch.cat(x)) for x in zip(*self.seen))
         self.seen = []
         if not finite:
             return
@@ -288,7 +289,7 @@ class TokenizerLoss(nn.Module):
 
     def forward(self, video, adversarial):
         """video (B, 3, T, H, W) in [-1, 1] -> the sum (scalar), and what to
-        log, {name: scalar}. adversarial: whether D plays; "loss" then jumps."""
+        log, {name: scalar}. adversarial: whether D takes part, when "loss" jumps."""
         D = self.discriminator
         recon, _, vq_loss = self.tokenizer(video)
         recon = recon.float()
@@ -296,11 +297,11 @@ class TokenizerLoss(nn.Module):
         loss = vq_loss + F.l1_loss(recon, video) + 4 * mse
         if self.perceptual_weight:  # frame by frame, (B T, 3, H, W)
             a, b = (x.transpose(1, 2).flatten(0, 1) for x in (recon, video))
-            loss += self.perceptual_weight * self.lpips[0].to(a.device)(a, b).mean()
+            loss = loss + self.perceptual_weight * self.lpips[0].to(a.device)(a, b).mean()
         logs = {"psnr": -10 * torch.log10(mse / 4), "vq": vq_loss}
         if adversarial:
             D.requires_grad_(False)  # constant in the generator's loss
-            loss -= self.adversarial_weight * D(recon).mean()
+            loss = loss - self.adversarial_weight * D(recon).mean()
             D.requires_grad_(True)
             real, fake = D(video), D(recon.detach())
             logs["discriminator"] = (F.relu(1 - real) + F.relu(1 + fake)).mean()

@@ -56,7 +56,7 @@ FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
 
 def frames_of_step(args, step):
     """How many frames each clip of this step has. The paper trains on images and
-    clips jointly; our choice: every fifth step is of images."""
+    clips jointly; our choice: every fifth step is of images (--image-every)."""
     if args.image_every and step % args.image_every == 0:
         return 1
     if args.stage:
@@ -103,7 +103,7 @@ def decoder_loss(model, config, text, tokens, captions, lambda_, wrong=None):
     prefix = prefix_tokens(config, [text.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
     if wrong is not None:
-        first, end = wrong.to(tokens.device).T[..., None]  # (B, 1) each
+        first, end = wrong.to(tokens.device).split(1, dim=1)  # (B, 1) each
         at = torch.arange(t * h * w, device=tokens.device) // (h * w)
         without_loss = (first <= at) & (at < end)
         targets = targets.masked_fill(without_loss, -100)
@@ -123,8 +123,8 @@ def tokenizer_training(args, saved, device):
     """Stage 0 -> what `main` asks of a training:
 
         model           what is saved
-        objective       a module around it that gives the loss
-        players         networks whose gradients are clipped separately
+        objective       a module around it that gives the loss; DDP may wrap it
+        players         networks whose gradients are clipped one by one
         loss_of         (objective, batch, step) -> loss, {name: (sum, count)}
         size            of the clips, in pixels
         tokenizer_hash  of the tokenizer whose tokens are learnt, or None
@@ -162,7 +162,7 @@ def tokenizer_training(args, saved, device):
 def decoder_training(args, saved, device):
     """Stages 1 to 3, likewise. A batch: tokens (B, t, h, w), or of the toy
     world video uint8 (B, T, H, W, 3); captions; wrong."""
-    tokenizer, digest = tokenizer_of(args, saved, device)
+    tokenizer, digest = checked_tokenizer(args, saved, device)
     size, frames = tokenizer.config.resolution, tokenizer.config.frames
     preset = dataclasses.replace(
         PRESETS[args.preset], video_vocab=tokenizer.config.codebook_size,
@@ -179,13 +179,12 @@ def decoder_training(args, saved, device):
 
     def loss_of(objective, batch, step):
         x, captions = batch[0].to(device, non_blocking=True), batch[1]
-        wrong = torch.stack(batch[2], 1)  # the loader made two (B,) of it
         with machine.autocast(device, args.dtype):
             if x.dtype == torch.uint8:
                 with torch.no_grad():
                     x = tokenizer.encode(to_float(x))
             return decoder_loss(
-                objective, config, text, x, captions, args.lambda_, wrong)
+                objective, config, text, x, captions, args.lambda_, batch[2])
 
     return SimpleNamespace(
         model=model, objective=model, players=[model],
@@ -234,8 +233,8 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        # the gradient, accumulated over micro-batches
-        micros, totals = micro_batches(args, step, rank, ranks), Counter()
+        # the gradient, over micro-batches; ranks exchange it in the last one
+        micros, totals = micro_batches(args, step, rank, ranks), Counter()  # from 0 on
         n = sum(map(len, micros))
         for i, micro in enumerate(micros):
             asked = time.perf_counter()
@@ -294,7 +293,7 @@ def validate(training, objective, validation, frames):
 
 # ---- plumbing ----
 
-def tokenizer_of(args, saved, device):
+def checked_tokenizer(args, saved, device):
     """-> the tokenizer in --out, or the shipped one, and its hash."""
     found = tokenizer_in(args.out)
     if not found and args.preset != "toy":

@@ -205,7 +205,7 @@ def decode(config, steps, rounds):
         step = compiled(next_codes, DEVICE) if compile else next_codes
         return lambda: writer(window)(
             ours, prefix, steps, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
-            watch=watch, cache=cache, step=step)
+            watch=watch, cache=cache, draw=step)
 
     static = StaticCache(config=peer.config, max_cache_len=prompt + steps)
     forward = torch.compile(peer.forward, fullgraph=True, dynamic=False, mode="reduce-overhead")
@@ -519,7 +519,7 @@ def decoding(config, steps, windows):
 
         def write(n):
             writer(window)(model, prefix, n, 7.5, 50, 1.0, [torch.Generator(DEVICE)],
-                           cache=cache, step=step)
+                           cache=cache, draw=step)
 
         compiling = seconds(lambda: write(steps))
         taken = race({n: functools.partial(write, n) for n in (1, steps)}, 2)

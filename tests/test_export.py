@@ -71,7 +71,7 @@ def test_generate_writes_the_same_tokens(tmp_path):
     assert len(expected.unique()) > 20
     for window in (1, 16):
         codes = jacobi(ours, prefix, n, cfg_scale=1, top_k=1, temperature=1.0,
-                                generator=[torch.Generator()], window=window)
+                                generators=[torch.Generator()], window=window)
         assert torch.equal(codes, expected)
 
 

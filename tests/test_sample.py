@@ -269,7 +269,7 @@ def test_guessed_tokens_are_those_drawn_one_by_one(cfg_scale, monkeypatch):
         generators = [torch.Generator().manual_seed(i) for i in range(len(prefix))]
         how = {"window": window} if window > 1 else {}
         codes = (jacobi if window > 1 else generate_tokens)(
-            model, prefix, n, cfg_scale, 50, 0.7, generators, step=counted, **how)
+            model, prefix, n, cfg_scale, 50, 0.7, generators, draw=counted, **how)
         return codes, len(calls)
 
     for rows, n in ((1, 100), (3, 70)):
@@ -303,7 +303,7 @@ def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeyp
         prefix = prefix_tokens(model.config, [text.encode(prompt)])
         plain = generate_tokens(model, prefix, *how, [torch.Generator().manual_seed(seed)])
         fast = jacobi(model, prefix, *how, [torch.Generator().manual_seed(seed)], window=8,
-                      cache=cache_to_compile(model, 2, 8), step=compiled(next_codes, "cpu"))
+                      cache=cache_to_compile(model, 2, 8), draw=compiled(next_codes, "cpu"))
         assert (plain == fast).all()
     calls = []
     monkeypatch.setattr("tools.machine.compiled", lambda step, device: (
