@@ -20,7 +20,7 @@ FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
 def latent_frames(frames):
     """How many latent frames hold these frames: 1, 17, 65 -> 1, 5, 17. The
-    first frame has its own, every four others share one (rounded up)."""
+    first frame has its own, every four others, or fewer last ones, share one."""
     return 1 + (frames + 2) // 4
 
 def video_frames(latents):
@@ -38,13 +38,13 @@ def to_uint8(video):
 
 class TextTokenizer:
     """Captions -> ids. kind: "bytes"; "storybook", bytes and the storybook's
-    words; "gpt2", 32000 ranks of its table (our choice; the number, Sec. 4.1).
+    words; "gpt2", the first 32000 of its table (our choice; their number, Sec. 4.1).
     size: the model's text vocabulary; ValueError if this one differs."""
 
     def __init__(self, kind="bytes", size=None):
         ranks = {bytes([i]): i for i in range(256)}
         pattern = r" [a-z]+|[\s\S]"
-        if kind == "storybook":  # taken as they are, without merges
+        if kind == "storybook":  # each is taken as it is, without merges
             ranks |= {b" " + w.encode(): 256 + i for i, w in enumerate(VOCABULARY)}
         elif kind == "gpt2":
             try:
@@ -73,9 +73,9 @@ class Clips(torch.utils.data.Dataset):
     (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
     validation: other samples, the last 64th of the clips, nothing dropped.
 
-    Not in the paper: of longer captioned clips a share `returns` contradicts the
-    caption in latent frames wrong[0] ... wrong[1] - 1, which have no loss, and then
-    returns to it: the model is to trust words over frames. Else wrong is (0, 0).
+    Not in the paper: a share `returns` of the longer captioned clips contradicts
+    the caption in latent frames wrong[0] ... wrong[1] - 1, which have no loss, so
+    that words win over frames when it returns. Elsewhere wrong is (0, 0).
     """
 
     def __init__(self, images, videos, seed, stage, resolution=64,

@@ -37,8 +37,8 @@ class ModelConfig:
     def max_len(self):
         return self.text_len + 3 + math.prod(self.latent_shape)
 
-    # Ten special tokens, five of them spare. <eoi>, our guess at what makes the
-    # paper's 4356 of 4352 + 3 tokens (Sec. 3.1), is neither fed nor predicted.
+    # Ten special tokens, five of them spare. <eoi>, our guess at the fourth in
+    # the paper's 4356 = 4352 + 4, is neither fed nor predicted.
     pad = property(lambda self: self.text_vocab + self.video_vocab)
     sot = property(lambda self: self.pad + 1)
     eot = property(lambda self: self.pad + 2)
@@ -207,17 +207,17 @@ class KVCache:
 
     def __init__(self, model, batch, window=1):
         config, like = model.config, model.lm_head.weight
-        size = config.max_len + window  # guesses may reach beyond the end
+        size = config.max_len + window  # `jacobi` guesses beyond the end
         shape = (batch, config.n_heads, size, config.dim // config.n_heads)
         self.k, self.v = ([like.new_zeros(shape) for _ in range(config.n_layers)]
                           for _ in range(2))
         self.all_positions = torch.arange(size, device=like.device)
         self.rotary = rotary(config, self.all_positions)
         self.length = 0
-        self.block = 1  # more if compiled: attention reads a multiple of it
+        self.block = 1  # what attention reads, `span`, is a multiple of it
 
     def advance(self, n):
-        """Call before feeding n tokens; compiled code cannot count."""
+        """Call before feeding n tokens: counting is not compiled."""
         new = slice(self.length, self.length + n)
         self.length += n
         self.span = math.ceil(self.length / self.block) * self.block
@@ -237,8 +237,8 @@ class KVCache:
         return scores.softmax(-1).to(v.dtype) @ v
 
 def cache_to_compile(model, batch, window=1):
-    """A KVCache for torch.compile, which makes a graph for each `span`: of
-    quarters of the cache there are four. CUDA graphs need fixed addresses."""
+    """A KVCache for torch.compile, which makes a graph for each `span`: rounded
+    up to quarters of the cache there are four. CUDA graphs need fixed addresses."""
     cache = KVCache(model, batch, window)
     cache.block = math.ceil(len(cache.all_positions) / 4)
     for x in cache.k + cache.v:

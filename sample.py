@@ -66,7 +66,7 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generators,
     """
     config, rows = model.config, 1 + (cfg_scale != 1)  # of each video
     noise = draw_noise(n, config, generators)
-    scale, temperature, floor = torch.tensor(  # compiled once for all values
+    scale, temperature, floor = torch.tensor(  # so compiled once for all values
         [cfg_scale, temperature, floor], device=prefix.device)
     cache = cache or KVCache(model, rows * len(prefix))
     cache.length = 0
@@ -159,9 +159,9 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
         yield clip[:, shown:end]
         left -= end - shown
         shown = context
-        known = tokens[:, -latent_frames(context):]  # as they are (Fig. 6), or
-        if reencode and left > 0:
-            known = encode(clip[:, -context:])  # of uint8, as written to a file
+        known = tokens[:, -latent_frames(context):]  # old tokens (Fig. 6)
+        if reencode and left > 0:  # new ones, of uint8 as written to a file
+            known = encode(clip[:, -context:])
 
 # ---- speed: guess many tokens, check them in one pass ----
 
@@ -199,9 +199,9 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generators,
         feed_and_draw = draw if done else next_codes
         drawn = feed_and_draw(model, tokens, cache, noise[:, done:done + window], scale,
                               top_k, temperature, floor) + config.text_vocab
-        right = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
-        # a draw is right if all that was fed before it is: the first always
-        accepted = min(1 + int(right[:-1].sum()), n - done)
+        # draw j was fed guesses 0 ... j - 1: right if they are, so the first is
+        agree = (drawn == ids[:, P + done:end]).all(0).cumprod(0)
+        accepted = min(1 + int(agree[:-1].sum()), n - done)
         ids[:, P + done:end] = drawn
         done += accepted
         to_guess = accepted  # the window moves on by as many places
@@ -219,8 +219,8 @@ def first_guesses(ids, known, where, config):
              a             ?
              b
 
-    The last known place at which the frame before had the same a, and the
-    same b one row below, tells what ? becomes. If there is none, guess a.
+    What stands at the last known place that has the same a and b in the frame
+    before its own, b one row below a. If there is none, a.
     """
     _, h, w = config.latent_shape
     places = torch.arange(ids.shape[1], device=ids.device)
@@ -269,9 +269,8 @@ def main():
     if args.continue_from is not None:
         start = films.read_clip(args.continue_from, args.context, FPS,
                                 tokenizer.config.resolution, last=True)
-    options = {name: vars(args)[name] for name in (
-        "context", "reencode", "window", "compile",
-        "cfg_scale", "top_k", "temperature", "floor")}
+    options = {name: vars(args)[name] for name in ("context", "reencode", "window",
+        "compile", "cfg_scale", "top_k", "temperature", "floor")}
     bar = tqdm(unit="token", leave=False)
 
     def watch(codes, n):  # of a clip

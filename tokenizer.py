@@ -108,7 +108,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # images train the second of two frames: both start alike
+        if temporal:  # of two frames, images train the second: begin as its copy
             for x in self.conv.parameters():
                 x.data[:len(x) // 2] = x.data[len(x) // 2:]
 
@@ -289,7 +289,7 @@ class TokenizerLoss(nn.Module):
 
     def forward(self, video, adversarial):
         """video (B, 3, T, H, W) in [-1, 1] -> the sum (scalar), and what to
-        log, {name: scalar}. adversarial: whether D takes part, when "loss" jumps."""
+        log, {name: scalar}. adversarial: whether D takes part; "loss" then jumps."""
         D = self.discriminator
         recon, _, vq_loss = self.tokenizer(video)
         recon = recon.float()

@@ -68,7 +68,7 @@ def micro_batches(args, step, rank, ranks):
     """This rank's samples of a step, lists of keys (step, i, frames).
     --batch-size counts clips of the stage's longest length; a step of shorter
     ones has more of them, so that all steps have about as many tokens.
-    --micro-batch counts 65-frame clips in all stages."""
+    --micro-batch counts 65-frame clips in all stages, i.e. 17 images each."""
     frames = frames_of_step(args, step)
     t, longest = latent_frames(frames), latent_frames(FRAMES[args.stage])
     n = args.batch_size // ranks * (longest // t)
@@ -124,7 +124,7 @@ def tokenizer_training(args, saved, device):
 
         model           what is saved
         objective       a module around it that gives the loss; DDP may wrap it
-        players         networks whose gradients are clipped one by one
+        networks        whose gradients are clipped one by one
         loss_of         (objective, batch, step) -> loss, {name: (sum, count)}
         size            of the clips, in pixels
         tokenizer_hash  of the tokenizer whose tokens are learnt, or None
@@ -156,7 +156,7 @@ def tokenizer_training(args, saved, device):
         return loss, {name: (x * B, B) for name, x in logs.items()}
 
     return SimpleNamespace(
-        model=model, objective=objective, players=[model, discriminator],
+        model=model, objective=objective, networks=[model, discriminator],
         loss_of=loss_of, size=model.config.resolution, tokenizer_hash=None)
 
 def decoder_training(args, saved, device):
@@ -172,9 +172,9 @@ def decoder_training(args, saved, device):
     with torch.device("meta" if args.fsdp else "cpu"):
         model = Llama(config)
     model.model.checkpoint_activations = args.checkpoint_activations
-    for layer in model.model.layers if args.compile else ():
-        layer.compile(dynamic=False)
     if args.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
         model.loss = torch.compile(model.loss, dynamic=False)
 
     def loss_of(objective, batch, step):
@@ -187,7 +187,7 @@ def decoder_training(args, saved, device):
                 objective, config, text, x, captions, args.lambda_, batch[2])
 
     return SimpleNamespace(
-        model=model, objective=model, players=[model],
+        model=model, objective=model, networks=[model],
         loss_of=loss_of, size=size, tokenizer_hash=digest)
 
 # ---- the training loop ----
@@ -195,6 +195,7 @@ def decoder_training(args, saved, device):
 def main():
     args = flags.of_training(__doc__, PRESETS, TOY, PAPER)
     rank, ranks, device = machine.start_processes(args)
+    # this stage's checkpoint, if resumed; else the stage before's, or None
     saved, resumed = machine.starting_point(args, NAMES, device)
     torch.manual_seed(args.seed)  # the same weights on every rank
     build = decoder_training if args.stage else tokenizer_training
@@ -234,7 +235,7 @@ def main():
             group["lr"] = lr
 
         # the gradient, over micro-batches; ranks exchange it in the last one
-        micros, totals = micro_batches(args, step, rank, ranks), Counter()  # from 0 on
+        micros, totals = micro_batches(args, step, rank, ranks), Counter()
         n = sum(map(len, micros))
         for i, micro in enumerate(micros):
             asked = time.perf_counter()
@@ -247,8 +248,8 @@ def main():
                 totals[name] += torch.stack([x, count.to(x)])
 
         # the optimizer step
-        norms = [float(torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0))
-                 for player in training.players]
+        norms = [float(torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0))
+                 for network in training.networks]
         finite = math.isfinite(sum(norms))
         if finite:
             optimizer.step()
