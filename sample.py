@@ -32,7 +32,7 @@ from tools import films, flags, machine
 CONTEXT = 5  # the last 5 frames condition the next clip (Sec. 4.1)
 # Sec. 3.3, 4.1; our choice: the temperature, the floor
 PAPER = {"cfg_scale": 7.5, "top_k": 50, "temperature": 1.0, "floor": 0.0}
-TOY = {"cfg_scale": 1.5, "top_k": 50, "temperature": 0.6, "floor": 0.0}
+TOY = {"cfg_scale": 3.5, "top_k": 50, "temperature": 1.0, "floor": 0.1}
 
 # ---- ten seconds: feed, guide, top-k, draw, append ----
 

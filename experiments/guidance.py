@@ -28,7 +28,7 @@ from common import (
 )
 from data import CANONICAL, caption_of
 
-SCALES = 1.0, 1.5, 3.0, 7.5
+SCALES = 1.0, 1.5, 3.5, 7.5
 FORMS = {"full": CANONICAL, "sparse": "a {color} {traveller} {verb0} {land0}"}
 
 
