@@ -4,10 +4,13 @@ import contextlib
 import functools
 import io
 import json
+import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 from unittest import mock
 
@@ -54,11 +57,13 @@ def run(script, *args, ranks=None, ok=True):
     """Run a script as a user does -> what it wrote, as .stdout and .stderr;
     asserts its exit status.
 
-    In this process, which spares it the imports; with ranks in a process of
-    its own (0) or in that many (torchrun)."""
-    if ranks is not None:
-        done = subprocess.run(command(script, *args, ranks=ranks), text=True,
-                              capture_output=True, env=ONE_THREAD, timeout=240)
+    In this process, which spares it the imports; with ranks=0 in a process of its own; with more
+    in so many, with the variables that torchrun sets. (A test that kills one uses torchrun.)"""
+    if ranks:
+        return run_ranks([script, *map(str, args)], ranks, ok)
+    if ranks == 0:
+        done = subprocess.run(command(script, *args), text=True, capture_output=True,
+                              env=ONE_THREAD, timeout=240)
         assert (done.returncode == 0) == ok, done.stderr[-3000:]
         return done
     out, err = io.StringIO(), io.StringIO()
@@ -71,6 +76,43 @@ def run(script, *args, ranks=None, ok=True):
     finally:
         torch.set_num_threads(threads)
     return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
+
+
+# a process that has imported what takes long, and from which ranks are forked
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["av", "tiktoken", "torch.distributed.checkpoint.state_dict",
+                              "torch.distributed.fsdp", "torch._dynamo"])
+
+
+def rank_of(argv, variables, stderr):
+    os.environ.update(variables)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
+    torch.set_num_threads(1)
+    sys.argv = argv
+    runpy.run_path(os.path.join(ROOT, argv[0]), run_name="__main__")
+
+
+def run_ranks(argv, ranks, ok):
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        processes = [FORKS.Process(target=rank_of, args=(argv, {
+            "RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port)}, os.path.join(folder, str(i)))) for i in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(240)
+            process.kill()
+        wrote = "".join(open(os.path.join(folder, str(i))).read() for i in range(ranks))
+    assert (not any(process.exitcode for process in processes)) == ok, wrote[-3000:]
+    return SimpleNamespace(stderr=wrote)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def fails(script, *args):

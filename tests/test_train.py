@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 import model
-from conftest import ONE_THREAD, ROOT, TINY, command, fails, metrics, run
+from conftest import ONE_THREAD, ROOT, TINY, command, fails, free_port, metrics, run
 from data import TextTokenizer
 from model import prefix_tokens
 from tokenizer import SHIPPED
@@ -211,11 +210,9 @@ runpy.run_path({ROOT!r} + "/train.py", run_name="__main__")
     args = ["--stage", 3, "--steps", 6, "--batch-size", 4, "--micro-batch", 1, *TINY]
     for name in ("plain", "compiled"):
         start_of(3, tiny, tmp_path / name)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     launch, *rest = command(script, *args, "--fsdp", "--compile", "--checkpoint-activations",
                             "--out", tmp_path / "compiled", ranks=1)
+    port = free_port()
     nodes = [subprocess.Popen(
         [launch, *rest[:2], "--nnodes", "2", "--node-rank", str(i), "--master-addr", "localhost",
          "--master-port", str(port), *rest[2:]], env=ONE_THREAD) for i in range(2)]
