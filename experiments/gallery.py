@@ -38,9 +38,12 @@ def save_gif(path, videos, scale, faster):
         ImageDraw.Draw(picture).text((6, 4), clock, "white", stroke_width=1,
                                      stroke_fill="black", font_size=16)
         pictures.append(picture)
-    # one palette for all frames, and no dither, keep the file small
-    sheet = Image.fromarray(np.concatenate([np.asarray(p) for p in pictures[::20]]))
-    palette = sheet.quantize(96)
+    # one palette for all frames, and no dither, keep the file small; half of it is for colors
+    # however rare they are
+    often = np.concatenate([np.asarray(p) for p in pictures[::20]]).reshape(-1, 3)
+    rare = np.unique(often // 8 * 8 + 4, axis=0)
+    some = np.concatenate([often, rare.repeat(1 + len(often) // len(rare), 0)])
+    palette = Image.fromarray(some[None]).quantize(255)
     first, *others = [p.quantize(palette=palette, dither=Image.Dither.NONE)
                       for p in pictures]
     # a GIF counts hundredths of a second

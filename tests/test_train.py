@@ -68,7 +68,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, stage):
     """SIGKILL in the middle, then --resume: the same losses to the last digit.
     Stage 0 is killed before the discriminator plays and resumed beyond."""
     args = ["--stage", stage, "--steps", 12, "--batch-size", 2,
-            "--save-every", 3, *TINY, "--returns", 0.5 if stage else 0]
+            "--save-every", 4, *TINY, "--returns", 0.5 if stage else 0]
     for name in ("whole", "killed"):
         start_of(stage, tiny, tmp_path / name)
     run("train.py", *args, "--out", tmp_path / "whole")
@@ -97,9 +97,9 @@ def start_of(stage, source, folder):
 
 
 def test_data_parallel_and_fsdp_follow_one_process(tiny, tmp_path):
-    """The same 12 steps on one process, two DDP ranks, two FSDP ranks and one;
+    """The same 8 steps on one process, two DDP ranks, two FSDP ranks and one;
     activations kept or not. All write the same kind of checkpoint."""
-    args = ["--stage", 3, "--steps", 12, "--batch-size", 2, "--save-every", 6, *TINY,
+    args = ["--stage", 3, "--steps", 8, "--batch-size", 2, "--save-every", 4, *TINY,
             "--returns", 0.7]
     expected = None
     for name, ranks, flags in (
@@ -110,7 +110,7 @@ def test_data_parallel_and_fsdp_follow_one_process(tiny, tmp_path):
         run("train.py", *args, *flags, "--out", out, ranks=ranks)
         found = losses(out, 3), [m["grad_norm"] for m in metrics(out, 3)]
         expected = expected or found
-        assert len(found[0]) == 12
+        assert len(found[0]) == 8
         for a, b in zip(found, expected):
             assert a == pytest.approx(b, rel=1e-4, abs=1e-4), name
     one, fsdp = (torch.load(tmp_path / name / "stage3.pt", weights_only=True)
@@ -189,7 +189,7 @@ def test_compiled_stage_0_keeps_its_graphs(tmp_path, eager):
     gradients for the validation, however many micro-batches a step has."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    args = ["--stage", 0, "--steps", 12, "--batch-size", 3, *TINY]
+    args = ["--stage", 0, "--steps", 12, "--batch-size", 2, *TINY]
     run("train.py", *args, "--micro-batch", 1, "--compile", "--out", tmp_path / "compiled")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * (3 + 1)
     run("train.py", *args, "--out", tmp_path / "plain")

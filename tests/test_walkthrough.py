@@ -7,7 +7,7 @@ from nbclient import NotebookClient
 from conftest import ONE_THREAD, ROOT
 
 PATH = os.path.join(ROOT, "docs", "walkthrough.ipynb")
-SHORTER = {"SECONDS = 60": "SECONDS = 12", "CLIPS = 32": "CLIPS = 4"}
+SHORTER = {"SECONDS = 60": "SECONDS = 11", "CLIPS = 32": "CLIPS = 2"}
 
 
 def test_runs():
