@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import sample
 from conftest import ROOT, fails, run
@@ -106,7 +107,8 @@ def test_the_page_writes_the_tokens_of_sample_py(page, monkeypatch):
     noises = [array(clip[0], np.float32).reshape(1, -1, 1024).copy() for clip in clips]
     drawn = np.concatenate(noises, 1)
     assert abs(drawn.mean() - 1) < 0.01 and abs(drawn.var() - 1) < 0.02 and drawn.min() > 0
-    monkeypatch.setattr(sample, "draw_noise", lambda n, *_: torch.tensor(noises.pop(0)))
+    monkeypatch.setattr(sample, "draw_noise", lambda n, config, generators, more=0: F.pad(
+        torch.tensor(noises.pop(0)), (0, 0, 0, more), value=1.0))
     model, tokenizer, text = sample.load()
     codes = []
     frames = sample.generate(model, tokenizer, text, NIGHT, 125 / 6.5,
