@@ -14,13 +14,13 @@ import numpy as np
 import tiktoken
 import torch
 
-from tools.shards import draw_pixels, draw_tokens
+from tools.shards import random_pixels, random_tokens
 
 FPS = 6.5  # 65 frames cover 10 s (Sec. 3.1)
 
 def latent_frames(frames):
     """How many latent frames hold these frames: 1, 17, 65 -> 1, 5, 17. The
-    first frame has its own, every four others, or fewer last ones, share one."""
+    first frame has its own, then four share one, as do the last if fewer."""
     return 1 + (frames + 2) // 4
 
 def video_frames(latents):
@@ -68,14 +68,15 @@ class Clips(torch.utils.data.Dataset):
     """Training samples: clips[step, i, frames] -> (clip, caption, wrong), which
     depend on (seed, stage, step, i, frames) alone.
 
-    images, videos: "toy", or folders of `Shards`, "A,B", one named twice
-    counts twice; clips of one frame are of `images`. A clip is tokens int64
-    (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage 0.
-    validation: other samples, the last 64th of the clips, nothing dropped.
+    images, videos: "toy", or folders made by tools/prepare.py, "A,B" (a folder
+    that is named twice counts twice); clips of one frame are of `images`. A clip
+    is tokens int64 (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage
+    0. validation: others, of shards the last 64th; no caption is dropped.
 
-    Not in the paper: a share `returns` of the longer captioned clips contradicts
-    the caption in latent frames wrong[0] ... wrong[1] - 1, which have no loss, so
-    that words win over frames when it returns. Elsewhere wrong is (0, 0).
+    Not in the paper: a share `returns` of the captioned clips of several frames
+    contradicts the caption in latent frames wrong[0] ... wrong[1] - 1, without
+    loss, and then returns to it. So the model learns to trust the caption more
+    than the frames before. Elsewhere wrong is (0, 0).
     """
 
     def __init__(self, images, videos, seed, stage, resolution=64,
@@ -92,23 +93,24 @@ class Clips(torch.utils.data.Dataset):
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
         source = self.images if frames == 1 else self.videos
-        wrong = 0, 0
-        may_return = self.returns and frames > 1 and not drop
-        returning = may_return and rng.random() < self.returns
+        wrong, contradicts = (0, 0), False
+        if self.returns and frames > 1 and not drop:
+            contradicts = rng.random() < self.returns
         if source == "toy":
             if self.resolution != SIZE:
                 raise ValueError(f"the toy world has {SIZE} pixels: use --videos")
-            if returning:
+            if contradicts:
                 clip, caption, wrong = toy_return(rng, frames)
             else:
                 clip, caption, _ = toy_clip(rng, frames)
         elif self.stage == 0:
-            clip, caption = draw_pixels(
-                rng, source, frames, t, FPS, self.resolution, self.validation), ""
+            caption = ""
+            clip = random_pixels(rng, source, frames, t, FPS,
+                                 self.resolution, self.validation)
         else:
-            clip, caption = draw_tokens(rng, source, t, self.validation)
-            if returning:
-                other, _ = draw_tokens(rng, source, t)
+            clip, caption = random_tokens(rng, source, t, self.validation)
+            if contradicts:
+                other, _ = random_tokens(rng, source, t)
                 wrong = wrong_latents(rng, t)
                 clip[slice(*wrong)] = other[slice(*wrong)]
         return clip, "" if drop else caption, torch.tensor(wrong)
@@ -154,7 +156,7 @@ WORDS = {  # the first are canonical; a traveller's are its verbs
     "quickly": ["quickly", "swiftly", "at high speed"]}
 VOCABULARY = sorted({word for phrases in [*ATTRIBUTES.values(), *WORDS.values()]
                      for phrase in phrases for word in phrase.split()})
-TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48, 48]}  # y of its picture
+TOPS = {"balloon": [0, 8], "bird": [8, 16], "car": [48, 48]}  # y, one of two
 CLAUSES = "way", "speed", "land", "sky"
 CANONICAL = "a {color} {traveller} {verb0} {way0} {speed0} {land0} {sky0}"
 
@@ -212,14 +214,14 @@ def land_heights(rng, land, n):
         # peak i is at gap.cumsum()[i]; the first 64 columns lack some on their left
         slopes = top - np.abs(np.arange(64, 64 + n)[:, None] - gap.cumsum())
         return np.maximum(8, slopes.max(1))
-    width, floors = rng.integers((1, 2), (3, 7), (n, 2)).T  # buildings
+    width, floors = rng.integers((1, 2), (3, 7), (n, 2)).T  # buildings; the first is cut
     return np.repeat(4 * floors, 8 * width)[64:64 + n]
 
 def paint(pictures, color, radius, start, *ends):
     """Paint a thick stroke into each picture of premultiplied RGBA
-    (N, 64, 64, 4). It goes from start to an end: ends has one for each
-    picture or one for all; none makes a disk. A point (x, y) is the complex
-    number x + yj, so abs() of a difference is a distance."""
+    (N, 64, 64, 4), from start to an end. ends: one point for each picture,
+    or one for all; without any, a disk. A point (x, y) is the complex number
+    x + yj, so abs() of a difference is a distance."""
     y, x = np.indices((SIZE, SIZE)) + 0.5
     point = x + 1j * y - start
     stroke = np.reshape(ends or start, (-1, 1, 1)) - start
@@ -278,12 +280,13 @@ def draw_clip(seed, frames, a):
     rng, land_rng = np.random.default_rng(seed).spawn(2)
     # all stands on the grid of tokens and goes to the right; mirrored below
     x, row = 8 * rng.integers(1, 5), rng.integers(2)
-    places = [u for u in range(8, 57, 8) if abs(u - x - 12) >= 20]
+    middle = x + 12  # of the traveller; the sun or moon keeps clear of it
+    places = [u for u in range(8, 57, 8) if abs(u - middle) >= 20]
     sky = draw_sky(rng, a["sky"], rng.choice(places) + 1j * rng.choice([8, 16]))
     corner = x + 1j * TOPS[a["traveller"]][row]
     flap = draw_traveller(a["traveller"], COLORS[a["color"]], corner)
     ys, xs = np.nonzero(flap[..., 3].max(0) > 0.5)
-    flap *= np.float32(a.get("opacity", 1))
+    flap *= np.float32(a.get("opacity", 1))  # see `toy_return`
     speed = SPEEDS[a["speed"]]
     heights = land_heights(land_rng, a["land"], SIZE + speed * (frames - 1))
     land = draw_land(heights, a["land"], a["sky"])
@@ -328,7 +331,7 @@ def toy_return(rng, frames):
         return np.clip(since / rng.integers(2, 7), 0, 1)
 
     share = (fade(first) if first else 1) * (1 - fade(end))  # of the other
-    share = np.tile(share[:, None, None, None], (SIZE, 1))
+    share = np.tile(share[:, None, None, None], (1, 1, SIZE, 1))
     if rng.random() < 0.25:  # none of it in some columns
         x0, x1 = np.sort(8 * rng.integers(9, size=2))
         share[:, :, x0:x1] = 0

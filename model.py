@@ -126,7 +126,7 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # left empty for Llama to draw: nn.Embedding's own way is slow
+        # Llama.__init__ fills it: nn.Embedding's own way is slow
         table = torch.empty(config.vocab_size, config.dim)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -214,10 +214,10 @@ class KVCache:
         self.all_positions = torch.arange(size, device=like.device)
         self.rotary = rotary(config, self.all_positions)
         self.length = 0
-        self.block = 1  # what attention reads, `span`, is a multiple of it
+        self.block = 1  # attention reads a multiple of so many places
 
     def advance(self, n):
-        """Call before feeding n tokens: counting is not compiled."""
+        """Call before feeding n tokens. Apart, as it is not to be compiled."""
         new = slice(self.length, self.length + n)
         self.length += n
         self.span = math.ceil(self.length / self.block) * self.block
@@ -237,12 +237,13 @@ class KVCache:
         return scores.softmax(-1).to(v.dtype) @ v
 
 def cache_to_compile(model, batch, window=1):
-    """A KVCache for torch.compile, which makes a graph for each `span`: rounded
-    up to quarters of the cache there are four. CUDA graphs need fixed addresses."""
+    """A KVCache for torch.compile, which makes a graph for each `span`. Here it
+    is rounded up to quarters of the cache, so there are four graphs."""
     cache = KVCache(model, batch, window)
     cache.block = math.ceil(len(cache.all_positions) / 4)
     for x in cache.k + cache.v:
-        if x.is_cuda:  # on a CPU, graphs would read the first cache ever made
+        # CUDA graphs need a fixed address; on a CPU it would tie them to this cache
+        if x.is_cuda:
             torch._dynamo.mark_static_address(x)
     return cache
 

@@ -2,9 +2,9 @@
 
     python sample.py --prompt "..." --seconds 60 --out video.mp4
 
-The model writes the tokens of 65 frames (10 s) one by one (by default in
-fewer passes, with the same result: `jacobi`), each drawn from the top k of
-the guided distribution (k = 50, Sec. 3.3; scale 7.5, Sec. 4.1):
+The model writes the tokens of 65 frames (10 s) one by one (`jacobi` does so
+in fewer passes), each drawn from the top k of the guided distribution (k = 50,
+Sec. 3.3; scale 7.5, Sec. 4.1):
 
     guided = uncond + scale * (cond - uncond)
     next   ~ softmax(top_k(guided / temperature))
@@ -46,7 +46,8 @@ def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
     if len(logits) > len(noise):  # guided: with the caption, then without
         cond, uncond = logits.chunk(2)
         logits = uncond + scale * (cond - uncond)
-    unlikely = cond < cond.amax(-1, keepdim=True) + floor.log()  # 0: none is
+    # log 0 is -inf: then no code is unlikely
+    unlikely = cond < cond.amax(-1, keepdim=True) + floor.log()
     logits = logits.masked_fill(unlikely, -math.inf)
     best, codes = torch.topk(logits / temperature, min(top_k, logits.shape[-1]))
     race = best.softmax(-1) / noise.gather(2, codes)
@@ -55,8 +56,8 @@ def next_codes(model, tokens, cache, noise, scale, top_k, temperature, floor):
 @torch.inference_mode()
 def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generators,
                     floor=0.0, watch=None, cache=None, draw=next_codes):
-    """Write the next n video tokens of each row -> codes (B, n) int64. This is
-    --window 1; otherwise `jacobi` writes the same, up to rounding, in fewer passes.
+    """Write the next n video tokens of each row -> codes (B, n) int64, one token
+    per pass (--window 1).
 
     prefix (B, text_len + 3 + known video tokens) int64 vocabulary ids;
     generators: a torch.Generator for each row, on the model's device. Guidance
@@ -64,13 +65,13 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generators,
     is no guidance. watch(codes, n) is called after each pass, with all codes
     so far. cache: to be used again. draw: `next_codes`, maybe compiled.
     """
-    config, rows = model.config, 1 + (cfg_scale != 1)  # of each video
+    config, copies = model.config, 1 + (cfg_scale != 1)  # of each row
     noise = draw_noise(n, config, generators)
     scale, temperature, floor = torch.tensor(  # so compiled once for all values
         [cfg_scale, temperature, floor], device=prefix.device)
-    cache = cache or KVCache(model, rows * len(prefix))
+    cache = cache or KVCache(model, copies * len(prefix))
     cache.length = 0
-    tokens = prefix if rows == 1 else add_uncaptioned(prefix, config)
+    tokens = prefix if copies == 1 else add_uncaptioned(prefix, config)
     codes = prefix[:, :0]
     for i in range(n):
         cache.advance(tokens.shape[1])
@@ -78,15 +79,15 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generators,
         new = feed_and_draw(model, tokens, cache, noise[:, i:i + 1],
                             scale, top_k, temperature, floor)
         codes = torch.cat([codes, new], 1)
-        tokens = (new + config.text_vocab).repeat(rows, 1)
+        tokens = (new + config.text_vocab).repeat(copies, 1)
         if watch:
             watch(codes, n)
     return codes
 
 def draw_noise(n, config, generators, more=0):
-    """Exp(1) for each row, token and code, then ones for guesses beyond the
-    end: (B, n + more, video_vocab). No stride depends on n, or torch.compile
-    would make a graph for each n."""
+    """Exp(1) for each row, token and code, then ones for `more` tokens, which
+    `jacobi` guesses beyond the end: (B, n + more, video_vocab). No stride depends
+    on n, or torch.compile would make a graph for each n."""
     rows = [torch.empty(n, config.video_vocab, device=g.device)
             .exponential_(generator=g) for g in generators]
     noise = F.pad(torch.stack(rows, 1), (0, 0, 0, 0, 0, more), value=1.0)
@@ -168,7 +169,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
 @torch.inference_mode()
 def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generators,
            floor=0.0, watch=None, cache=None, draw=next_codes, window=32):
-    """What `generate_tokens` writes, in fewer passes (Jacobi decoding, our choice).
+    """As `generate_tokens`, up to rounding, in fewer passes (Jacobi decoding).
 
     With the noise drawn beforehand, the codes are a function of the seed and
     can be guessed. A pass over `window` guesses draws what follows each. Up to
@@ -176,12 +177,12 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generators,
     at a time would give; those after it are better guesses for the next pass.
     Of several rows the slowest decides.
     """
-    config, rows = model.config, 1 + (cfg_scale != 1)
+    config, copies = model.config, 1 + (cfg_scale != 1)
     P, window = prefix.shape[1], min(window, n)
     noise = draw_noise(n, config, generators, window)
     scale, temperature, floor = torch.tensor(
         [cfg_scale, temperature, floor], device=prefix.device)
-    cache = cache or KVCache(model, rows * len(prefix), window)
+    cache = cache or KVCache(model, copies * len(prefix), window)
     cache.length = 0
     # the prefix, and room for the codes and for guesses beyond the end
     ids = F.pad(prefix, (0, n + window), value=config.text_vocab)
@@ -192,8 +193,8 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generators,
         first_guesses(ids, P + done, slice(end - to_guess, end), config)
         tokens = ids[:, :end - 1]
         if done:
-            tokens = tokens[:, cache.length:].repeat(rows, 1)
-        elif rows == 2:
+            tokens = tokens[:, cache.length:].repeat(copies, 1)
+        elif copies == 2:
             tokens = add_uncaptioned(tokens, config)
         cache.advance(tokens.shape[1])
         feed_and_draw = draw if done else next_codes
@@ -212,15 +213,15 @@ def jacobi(model, prefix, n, cfg_scale, top_k, temperature, generators,
     return ids[:, P:P + n] - config.text_vocab
 
 def first_guesses(ids, known, where, config):
-    """Guess the places `where`, a slice, of ids (B, S), in place. `known` many
-    ids are right. A guess, at the place ?:
+    """Guess the places `where`, a slice, of ids (B, S), in place; the first
+    `known` ids are right. A guess, at the place ?:
 
         frame before   this frame
              a             ?
              b
 
     What stands at the last known place that has the same a and b in the frame
-    before its own, b one row below a. If there is none, a.
+    before its own, b one row below a: the same may follow again. If none has, a.
     """
     _, h, w = config.latent_shape
     places = torch.arange(ids.shape[1], device=ids.device)
@@ -291,9 +292,4 @@ def main():
     films.write_video(args.out, clips(start), FPS)
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"sample.py: {e}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    machine.run_script(main)

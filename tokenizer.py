@@ -38,8 +38,7 @@ class TokenizerConfig:
     encoder_kernels: tuple = (3, 3, 3, 3)  # of conv_in and the blocks
 
 TOKENIZER_PRESETS = {
-    # the encoder's strided convolutions and coarsest level have 3x3x3 kernels
-    "toy": TokenizerConfig(
+    "toy": TokenizerConfig(  # strided convolutions have 3x3x3 kernels, too
         resolution=64, codebook_size=1024, base_channels=16,
         multipliers=(1, 2, 3, 6), encoder_blocks=(0, 1, 1, 2),
         decoder_blocks=(0, 1, 1, 2), encoder_kernels=(1, 1, 1, 3)),
@@ -108,7 +107,9 @@ class Upsample(nn.Module):
         super().__init__()
         self.factors = (1 + temporal, 2, 2)  # p, q, r
         self.conv = CausalConv3d(dim_in, dim_out * 4 * (1 + temporal))
-        if temporal:  # of two frames, images train the second: begin as its copy
+        if temporal:
+            # each frame becomes two, of an image's only the second is kept, so
+            # only its weights are trained: those of the first begin as a copy
             for x in self.conv.parameters():
                 x.data[:len(x) // 2] = x.data[len(x) // 2:]
 
@@ -199,7 +200,7 @@ class ClusteringVQ(nn.Module):
         """Move rarely used codes to latents of this step.
 
             N_k <- g N_k + (1 - g) n_k / n        usage, g = 0.99
-            a_k  = exp(-10 N_k M / (1 - g))       1 for an unused code
+            a_k  = exp(-10 N_k M / (1 - g))       1 if unused; the mean N_k is 1 / M
             e_k <- (1 - a_k) e_k + a_k anchor_k   M codes in all
 
         n_k of the n latents chose code k. All ranks draw the same anchors. As N_k
@@ -322,8 +323,9 @@ def tokenizer_in(folder):
 
 def load_tokenizer(folder=None, device="cpu", finished=False):
     """The VideoTokenizer or Adopted one of a folder (None: the shipped one), and
-    a hash of its weights; parameters of tokenizer.pt are rounded to bfloat16, as
-    the shipped ones are. finished: refuse one whose training has steps to go."""
+    a hash of its weights. Those of tokenizer.pt are rounded to bfloat16, so that
+    it may be stored in half the bytes and gives the same tokens. finished: refuse
+    one whose training has steps to go."""
     machine.check_device(device)
     folder = Path(folder or SHIPPED)
     if tokenizer_in(folder) == "adopted":

@@ -16,7 +16,6 @@ continues exactly and any number of processes sees the same batches.
 """
 import dataclasses
 import math
-import sys
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -38,6 +37,7 @@ PAPER = {  # tuples: of stages 0 to 3
     "steps": (400_000, 200_000, 200_000, 100_000),  # Sec. 4.1
     "batch_size": (64, 512, 512, 256),  # Sec. 4.1; stage 1: our choice
     "lr": 1e-4, "warmup": 10_000,  # Sec. 4.1; stage 0: our choice
+    "lambda_": 1.0,  # Sec. 4.1
     # our choice; D's weight and start are those of other VQGANs
     "micro_batch": 1, "save_every": 1000, "returns": 0.0,
     "perceptual_weight": 1.0,
@@ -46,6 +46,7 @@ TOY = {
     "steps": (3300, 1500, 6000, 5000),
     "batch_size": (2, 16, 4, 2),
     "lr": (2e-3, 2e-3, 1.5e-3, 1e-3), "warmup": 100,
+    "lambda_": 1.0,
     "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.5, 0.5),
     "perceptual_weight": 0.0,
     "adversarial_weight": 0.01, "adversarial_start": 0.6}
@@ -95,8 +96,8 @@ def parameter_groups(objective):
 
 def decoder_loss(model, config, text, tokens, captions, lambda_, wrong=None):
     """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones: tokens
-    (B, t, h, w) int64 -> loss, and what to log, {name: (sum, count)}. wrong
-    (B, 2): latent frames without loss, see `Clips` (our choice)."""
+    (B, t, h, w) int64 -> loss, and what to log, {name: (sum, count)}. text: a
+    TextTokenizer; wrong (B, 2): latent frames without loss, see `Clips`."""
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
     targets = tokens.flatten(1) + config.text_vocab
@@ -112,7 +113,7 @@ def decoder_loss(model, config, text, tokens, captions, lambda_, wrong=None):
     loss, losses = model(fed, targets, early * h * w, lambda_)
     losses, counted = (x.view(B, t, h * w) for x in (losses, targets >= 0))
     ranges = {"unweighted_loss": (0, t)} | {
-        f"loss_{name}": x for name, x in FRAME_RANGES.items() if x[0] < t}
+        f"loss_{name}": r for name, r in FRAME_RANGES.items() if r[0] < t}
     logs = {name: (losses[:, a:b].sum(), counted[:, a:b].sum())
             for name, (a, b) in ranges.items()}
     return loss, logs | {"loss": (loss.detach() * B, loss.new_full((), B))}
@@ -167,6 +168,7 @@ def decoder_training(args, saved, device):
     preset = dataclasses.replace(
         PRESETS[args.preset], video_vocab=tokenizer.config.codebook_size,
         latent_shape=(latent_frames(frames), size // 8, size // 8))
+    # sizes by flags, if they fit into memory
     config = flags.config_of(args, saved, preset, Llama, device)
     text = TextTokenizer(config.text_tokenizer, config.text_vocab)
     with torch.device("meta" if args.fsdp else "cpu"):
@@ -258,7 +260,7 @@ def main():
         skipped = 0 if finite else skipped + 1
         optimizer.zero_grad(set_to_none=True)
 
-        # what happened
+        # what happened, on all ranks; stop: one of them is to end
         means, stop = machine.means(totals, signals)
         frames = frames_of_step(args, step)
         line = {"stage": args.stage, "step": step, "frames": frames,
@@ -310,9 +312,4 @@ def checked_tokenizer(args, saved, device):
     return tokenizer, digest
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ModuleNotFoundError as e:
-        sys.exit(f"train.py: pip install {e.name}")
-    except (ValueError, OSError) as e:  # skip a worker's traceback
-        sys.exit("train.py: " + str(e).strip().rpartition("\n")[2])
+    machine.run_script(main)

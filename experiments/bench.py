@@ -49,7 +49,14 @@ from model import PRESETS, KVCache, Llama, ModelConfig, cache_to_compile, prefix
 from sample import generate_tokens, jacobi, next_codes  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, CausalConv3d, TokenizerLoss, VideoTokenizer  # noqa: E402
 from tools.films import read_clip  # noqa: E402
-from tools.machine import DEVICE, autocast, compiled, fast_dtype, set_threads  # noqa: E402
+from tools.machine import (  # noqa: E402
+    DEVICE,
+    autocast,
+    compiled,
+    fast_dtype,
+    run_script,
+    set_threads,
+)
 from train import parameter_groups  # noqa: E402
 
 DTYPE = getattr(torch, fast_dtype(DEVICE))  # bfloat16, but on many CPUs float32
@@ -587,9 +594,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ModuleNotFoundError as e:
-        sys.exit(f"bench.py: pip install {e.name}")
-    except (ValueError, OSError) as e:
-        sys.exit(f"bench.py: {e}")
+    run_script(main)

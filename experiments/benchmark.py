@@ -32,7 +32,7 @@ from metrics import DEVICE, FRAMES, clip, clip_score, frechet_distance, i3d, i3d
 from data import FPS
 from sample import generate_batch, load
 from tools.films import VIDEOS, NoFilm, duration, ending, open_film, read_clip
-from tools.machine import set_threads
+from tools.machine import run_script, set_threads
 
 
 def captioned(folder):
@@ -134,7 +134,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"benchmark.py: {e}")
+    run_script(main)

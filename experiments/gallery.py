@@ -5,7 +5,6 @@ at the same guidance and temperature (--floor 0); with a prompt that changes thr
     python experiments/gallery.py assets/minutes.gif
 """
 import argparse
-import sys
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,7 +16,7 @@ from metrics import DEVICE
 from data import FPS
 from sample import CONTEXT, generate, load
 from tools.films import check_writable
-from tools.machine import set_threads
+from tools.machine import run_script, set_threads
 
 PROMPTS = ["a red balloon drifts right slowly past green hills by day",
            "a blue balloon drifts right slowly past green hills by day",
@@ -75,7 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"gallery.py: {e}")
+    run_script(main)

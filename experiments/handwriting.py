@@ -21,7 +21,6 @@ import functools
 import gzip
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ from common import DEVICE, ROOT, kept, ready, result, sampled, ten_seconds
 from data import FPS, to_float, to_uint8
 from gallery import save_gif
 from tools.films import write_video
+from tools.machine import run_script
 
 WAYS = {"up and down": 0, "left and right": 1}  # the axis of movement
 GUIDANCE = 3.0  # chosen on 100 other short videos after stage 2: right .91, at 1.5 .74
@@ -206,7 +206,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"handwriting.py: {e}")
+    run_script(main)

@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import ATTRIBUTES, to_float, toy_attributes, toy_clip  # noqa: E402
 from tokenizer import SHIPPED  # noqa: E402
 from tools.films import check_writable  # noqa: E402
-from tools.machine import autocast, read_checkpoint, set_threads  # noqa: E402
+from tools.machine import autocast, read_checkpoint, run_script, set_threads  # noqa: E402
 
 FRAMES = 16  # the usual length of a clip for FVD
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -225,7 +225,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"metrics.py: {e}")
+    run_script(main)

@@ -16,7 +16,6 @@ import collections
 import functools
 import itertools
 import json
-import sys
 import time
 
 import numpy as np
@@ -46,7 +45,7 @@ from data import (
 )
 from sample import CONTEXT, generate_batch, load
 from tools.films import check_writable
-from tools.machine import set_threads
+from tools.machine import run_script, set_threads
 
 WINDOW = round(10 * FPS)  # frames that are judged together: ten seconds
 ROAD = 8  # pixels: the height of the road, on which the land stands
@@ -337,7 +336,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"prompts.py: {e}")
+    run_script(main)

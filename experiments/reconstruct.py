@@ -19,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import Clips, latent_frames, to_float, to_uint8, toy_clip, video_frames  # noqa: E402
 from tokenizer import VideoTokenizer, load_tokenizer  # noqa: E402
 from tools.films import check_writable  # noqa: E402
+from tools.machine import run_script  # noqa: E402
 
 
 def psnr(a, b):
@@ -100,7 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"reconstruct.py: {e}")
+    run_script(main)

@@ -24,6 +24,7 @@ from bench import counted, step_bytes  # noqa: E402
 from data import FPS, latent_frames  # noqa: E402
 from model import PRESETS, Block, Llama, rotary  # noqa: E402
 from tokenizer import TOKENIZER_PRESETS, TokenizerLoss, VideoTokenizer  # noqa: E402
+from tools.machine import run_script  # noqa: E402
 from train import FRAMES, PAPER  # noqa: E402
 
 DECODERS = ("700m", "3b", "7b")
@@ -268,7 +269,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ModuleNotFoundError as e:  # of the last table
-        sys.exit(f"scale.py: pip install {e.name}")
+    run_script(main)

@@ -10,7 +10,7 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from tools.machine import read_checkpoint  # noqa: E402
+from tools.machine import read_checkpoint, run_script  # noqa: E402
 
 KEPT = ("kind", "config", "step", "args", "tokenizer_hash")
 
@@ -45,7 +45,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"ship.py: {e}")
+    run_script(main)

@@ -80,5 +80,5 @@ def test_errors_are_one_line(tiny, tmp_path, monkeypatch):
     assert error.startswith("export.py: ") and "stage3.pt" in error
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     error = fails("tools/export.py", tmp_path / "hf", "--ckpt", tiny)
-    assert error == "export.py: safetensors is needed: pip install safetensors"
+    assert error == "export.py: pip install safetensors"
     assert not (tmp_path / "hf").exists()

@@ -32,7 +32,7 @@ from data import FPS, latent_frames, to_float, toy_clip  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
 from tools.adopted import FILES  # noqa: E402
 from tools.films import read_clip  # noqa: E402
-from tools.machine import DEVICE  # noqa: E402
+from tools.machine import DEVICE, run_script  # noqa: E402
 
 FRAMES = 65  # of the longest clips
 LENGTHS = 5, 17, 1, FRAMES  # that must work; 5 first, since its shape tells most
@@ -287,9 +287,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ImportError as e:  # none, or an older one
-        sys.exit(f"adopt.py: pip install -U {e.name}")
-    except (ValueError, OSError, RuntimeError) as e:
-        sys.exit("adopt.py: " + str(e).strip().partition("\n")[0])
+    run_script(main, RuntimeError)

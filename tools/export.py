@@ -31,6 +31,7 @@ from torch.func import functional_call
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from model import rotary  # noqa: E402
 from sample import load  # noqa: E402
+from tools.machine import run_script  # noqa: E402
 from tools.play import PROMPTS, code_colors  # noqa: E402
 
 MOST = 50  # M parameters: 100 MB to be loaded
@@ -60,12 +61,8 @@ def hugging_face_config(model):
 
 
 def export(model, folder):
-    """Write a Llama as folder/config.json, generation_config.json and model.safetensors.
-    Raises ValueError without the safetensors package."""
-    try:
-        from safetensors.torch import save_file
-    except ImportError as e:
-        raise ValueError("safetensors is needed: pip install safetensors") from e
+    """Write a Llama as folder/config.json, generation_config.json and model.safetensors."""
+    from safetensors.torch import save_file
     config = hugging_face_config(model)
     os.makedirs(folder, exist_ok=True)
     save_file(model.state_dict(), os.path.join(folder, "model.safetensors"),
@@ -117,8 +114,8 @@ class Graph(torch.nn.Module):
 
 @torch.no_grad()
 def export_onnx(model, tokenizer, text, folder):
-    """Write what docs/play/sample.js reads. Raises ValueError for models that are not for
-    browsers, and without the onnxscript package."""
+    """Write what docs/play/sample.js reads. ValueError for models that are not for browsers."""
+    import onnxscript  # noqa: F401  torch.onnx needs it
     c, size, any_ = model.config, tokenizer.config.resolution, torch.export.Dim.DYNAMIC
     count = sum(w.numel() for m in (model, tokenizer) for w in m.parameters()) / 1e6
     if count > MOST or c.text_tokenizer == "gpt2":
@@ -130,13 +127,10 @@ def export_onnx(model, tokenizer, text, folder):
     os.makedirs(folder, exist_ok=True)
 
     def save(name, module, compute, inputs, shapes, *names):
-        try:
-            torch.onnx.export(
-                Graph(module, compute).eval(), inputs, os.path.join(folder, f"{name}.onnx"),
-                dynamo=True, external_data=False, verbose=False, dynamic_shapes=(shapes,),
-                input_names=names[0], output_names=names[1])
-        except ImportError as e:
-            raise ValueError("onnxscript is needed: pip install onnxscript") from e
+        torch.onnx.export(
+            Graph(module, compute).eval(), inputs, os.path.join(folder, f"{name}.onnx"),
+            dynamo=True, external_data=False, verbose=False, dynamic_shapes=(shapes,),
+            input_names=names[0], output_names=names[1])
 
     def step(tokens, length, keys, values):
         cache = Past(c, tokens.shape[1], length, keys, values)
@@ -173,7 +167,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"export.py: {e}")
+    run_script(main)

@@ -29,6 +29,7 @@ NUMBERS = {  # of the presets of a training, which flags may change, too
     "micro_batch": "65-frame clips, or as many tokens, at once on a device",
     "lr": "learning rate at its highest",
     "warmup": "steps until then, at most half of all",
+    "lambda_": "of Eq. (2): how much more early frames weigh",
     "save_every": "steps between checkpoints, each with a validation",
     "returns": "share of clips that contradict their caption for a while",
     "perceptual_weight": "of LPIPS, stage 0",
@@ -48,12 +49,11 @@ def of_training(description, presets, toy, paper):
     add("--videos", default="toy", metavar="A,B", help="folders by tools/prepare.py, or toy")
     add("--images", metavar="C,D", help="the same; default: the videos' first frames")
     add("--image-every", type=int, default=5, help="a step of images in 5 (0: none)")
-    add("--lambda", dest="lambda_", type=float, default=1.0, help="of Eq. (2), 1")
     add("--seed", type=int, default=0, help="of weights and samples, 0")
     add = p.add_argument_group("training (of several numbers, a stage's)").add_argument
     for name, help in NUMBERS.items():
         number = paper[name][0] if isinstance(paper[name], tuple) else paper[name]
-        add("--" + name.replace("_", "-"), type=type(number), metavar="N",
+        add("--" + name.strip("_").replace("_", "-"), dest=name, type=type(number), metavar="N",
             help=f"{help}; toy {toy[name]}, else {paper[name]}")
     add = p.add_argument_group("files").add_argument
     add("--out", type=Path, default="out", help="folder of checkpoints and metrics.jsonl")

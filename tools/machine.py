@@ -9,6 +9,7 @@ of a training. It imports none of the five.
     starting_point, restore, save                init, resume, overwrite
     read_checkpoint, write_checkpoint, digest    a dict of plain types and tensors
     open_log                                     metrics.jsonl
+    run_script                                   errors of a user in one line
 """
 import contextlib
 import dataclasses
@@ -425,3 +426,20 @@ def open_log(args, start):
         for name, x in line.items() if args.logger else ():
             writer.add_scalar(f"{args.stage}/{name}", x, line["step"])
     return log
+
+
+def run_script(main, *more):
+    """main(). What a user can mend, i.e. ValueError, OSError, a missing package and
+    exceptions of `more` kinds, ends the process with one line, Ctrl-C with none."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ImportError as e:  # none, or an older one
+        older = "" if isinstance(e, ModuleNotFoundError) else "-U "
+        sys.exit(f"{name}: pip install {older}{str(e.name).partition('.')[0]}")
+    except (ValueError, OSError, *more) as e:
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        of_worker = lines[0].startswith("Caught ")  # then its traceback
+        sys.exit(f"{name}: {lines[-1 if of_worker else 0]}")

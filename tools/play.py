@@ -35,7 +35,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import FPS, latent_frames, to_float, to_uint8  # noqa: E402
 from sample import CONTEXT, generate, load  # noqa: E402
-from tools.machine import DEVICE, set_threads  # noqa: E402
+from tools.machine import DEVICE, run_script, set_threads  # noqa: E402
 
 PROMPTS = ["a red balloon drifts right slowly past green hills by day",
            "a yellow bird flies left quickly past a city at night",
@@ -218,7 +218,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, OverflowError) as e:
-        sys.exit(f"play.py: {e}")
+    run_script(main, OverflowError)

@@ -70,6 +70,7 @@ from tools.machine import (  # noqa: E402
     check_seed,
     fast_dtype,
     reading_workers,
+    run_script,
 )
 from tools.shards import read_meta, shards_of  # noqa: E402
 
@@ -621,12 +622,5 @@ def main():
         raise ValueError("no clip could be encoded")
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ModuleNotFoundError as e:
-        sys.exit(f"prepare.py: pip install {e.name}")
     # the last two: memory ran out, a worker was killed, no such device
-    except (ValueError, OSError, RuntimeError, AssertionError) as e:
-        sys.exit("prepare.py: " + str(e).partition("\n")[0])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_script(main, RuntimeError, AssertionError)

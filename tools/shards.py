@@ -69,13 +69,13 @@ def draw(rng, folders, t, validation=False):
     return shards, rng.integers(first, end)
 
 
-def draw_tokens(rng, folders, t, validation=False):
+def random_tokens(rng, folders, t, validation=False):
     """-> int64 (t, h, w) and a caption."""
     shards, i = draw(rng, folders, t, validation)
     return shards.tokens(i)[:t], shards[i]["caption"]
 
 
-def draw_pixels(rng, folders, frames, t, fps, size, validation=False):
+def random_pixels(rng, folders, frames, t, fps, size, validation=False):
     """-> frames of a file from a random start, uint8 (frames, size, size, 3)."""
     from tools.films import read_media  # needs av, which tokens do not
     for _ in range(100):  # broken files are passed over

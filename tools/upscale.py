@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from tools.films import check_out, converter, on_screen, open_film, write_video  # noqa: E402
-from tools.machine import DEVICE, autocast, check_device, check_seed  # noqa: E402
+from tools.machine import DEVICE, autocast, check_device, check_seed, run_script  # noqa: E402
 
 
 def windows(frames, enhance, size=16, overlap=4):
@@ -256,9 +256,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"upscale.py: {e}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_script(main)

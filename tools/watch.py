@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import FPS, Clips, to_float, to_uint8  # noqa: E402
 from sample import generate, load  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
-from tools.machine import read_checkpoint  # noqa: E402
+from tools.machine import read_checkpoint, run_script  # noqa: E402
 from train import FRAMES, NAMES  # noqa: E402
 
 
@@ -78,13 +78,12 @@ def draw(folder):
     return path.exists() and saved["step"] == saved["args"]["steps"]
 
 
-if __name__ == "__main__":
+def main():
     if "--help" in sys.argv:
         sys.exit(__doc__)
-    try:
-        while not draw(Path((sys.argv + ["out"])[1])):
-            time.sleep(60)
-    except ModuleNotFoundError as e:
-        sys.exit(f"watch.py: pip install {e.name}")
-    except (ValueError, OSError) as e:
-        sys.exit(f"watch.py: {e}")
+    while not draw(Path((sys.argv + ["out"])[1])):
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    run_script(main)
