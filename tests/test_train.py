@@ -384,6 +384,26 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
                                                  "--out", tmp_path)
 
 
+@pytest.mark.parametrize("error, line", [
+    (ValueError("no clips in a\nand more"), "train.py: no clips in a"),
+    (ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\nValueError: b"),
+     "train.py: ValueError: b"),
+    (ModuleNotFoundError(name="wandb.sdk"), "train.py: pip install wandb"),
+    (ImportError(name="diffusers"), "train.py: pip install -U diffusers"),
+    (OSError(), "train.py: OSError"), (RuntimeError("of more"), "train.py: of more"),
+    (KeyboardInterrupt(), 130)])
+def test_a_script_ends_in_one_line(error, line, monkeypatch):
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["folder/train.py"])
+    with pytest.raises(SystemExit) as end:
+        machine.run_script(main, RuntimeError)
+    assert end.value.code == line
+    with pytest.raises(ZeroDivisionError):  # a fault of ours keeps its traceback
+        machine.run_script(lambda: 1 / 0)
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_date_and_time_is_a_seed(tiny, tmp_path, stage):
     out = start_of(1, tiny, tmp_path / "out") if stage else tmp_path
