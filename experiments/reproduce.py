@@ -31,7 +31,7 @@ CLAIMS = {
     "length": ("Length", "5 minutes are as good as 10 s, within .1", "of videos"),
     "guidance": ("Guidance", "guidance helps to follow the text", "of videos"),
     "memory": ("Re-encoding", "it matters for a tokenizer of long memory", "nats"),
-    "switch": ("Switch", "another color in the prompt is followed, by 50 of 60 or more", "of videos"),
+    "switch": ("Switch", "another color in the prompt is followed, by 50 of 60", "of videos"),
     "returns": ("Returns", "clips that contradict their caption cost clean ones", "nats"),
     "sampling": ("Sampling", "the chosen rule keeps more videos as prompted", "of windows"),
     "overlap": ("Overlap", "17 frames keep more videos as prompted than 5", "of windows"),
