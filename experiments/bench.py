@@ -14,7 +14,7 @@
 The contenders take turns for a few rounds and the best round of each counts, because other work
 on the machine can only slow a round down. The limit is the rate of a large matrix
 product, for `decode` the rate of reading memory. Needs: pip install transformers diffusers,
-but for `gpu`, which needs torch 2.11 and numpy only and runs on a CPU, too, at toy sizes.
+but for `gpu`, which needs torch 2.11 and no av, and runs on a CPU, too, at toy sizes.
 """
 import argparse
 import dataclasses

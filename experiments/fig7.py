@@ -1,7 +1,7 @@
 """Figure 7: greedy decoding, the best 5 and 50 codes, all codes: quality and diversity.
 
 What differs from frame to frame is the new land: greedy decoding should make it dull, sampling from
-all codes should tear it. Temperature 1, as in the paper; guidance 1.5, which does without a floor.
+all codes should tear it. Temperature 1, guidance 1.5 (our choice: it does without a floor).
 
 Decides: the distance of a video's new land from the world's own, in pixels (prompts.invention),
 greedy minus top-50; over --n prompts, paired, bootstrapped. Above 0 is a yes.

@@ -174,7 +174,7 @@ def read(folder, n):
 
     def minute(i, reencode=True):
         return sampled(world, caption(*wanted[i]), 60, i, reencode=reencode,
-                       cfg_scale=GUIDANCE)
+                       cfg_scale=GUIDANCE, temperature=0.6, floor=0.0)
 
     ways = {"re-encoded": True, "old tokens": False}
     lines = {way: [kept("handwriting", [way, i], lambda: over_time(

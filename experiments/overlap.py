@@ -36,7 +36,7 @@ def measure(world, a, i, context):
 
 def main():
     args = arguments(__doc__, n=30)
-    world, wanted = ready(), drawn(21, args.n)
+    world, wanted = ready(), drawn(26, args.n)
     found = all_kept("overlap", {
         (context, i): functools.partial(measure, world, a, i, context)
         for context in CONTEXTS for i, a in enumerate(wanted)})

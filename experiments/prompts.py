@@ -9,7 +9,7 @@ and measures how far the heights of new land are from the world's own. "seam"
 is how much more changes at the borders between clips than inside clips.
 
     python experiments/prompts.py                       # 4 x 100 prompts, a minute each
-    python experiments/prompts.py --no-reencode         # Fig. 6's comparison
+    python experiments/prompts.py --no-reencode         # from old tokens, see fig6.py
 """
 import argparse
 import collections

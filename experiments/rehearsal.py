@@ -2,8 +2,8 @@
 layers, all four stages from tar files of pictures and films, 20 steps each.
 
 Every stage is trained twice: at a stretch, and once more with one of the 8 ranks killed (SIGKILL)
-after a checkpoint and the rest trained by 4. The losses must be the same. Half an hour on 2 busy
-cores.
+after a checkpoint and the rest trained by 4. The losses must agree to a thousandth. Half an hour on
+2 busy cores.
 
     python experiments/rehearsal.py
 """

@@ -8,7 +8,7 @@ The decoder's FLOPs are 6 per weight and token, and the causal half of attention
 encoder and decoder run on the meta device under a FLOP counter (without the discriminator, and
 without the images among the clips). The memory of activations is what autograd keeps of a decoder
 layer on the meta device, and of the tokenizer's loss on fake tensors. Prints the tables as
-Markdown.
+Markdown. The last needs: pip install diffusers transformers
 """
 import argparse
 import dataclasses
@@ -108,9 +108,9 @@ def stage_costs(c, stage):
 
 
 def memory(c, n, checkpointed, frames=65):
-    """Bytes on one of n GPUs at the peak of a step, where the backward pass
-    begins, with one 65-frame clip at a time or as many tokens of shorter ones.
-    n = 1 is DDP: nothing is sharded.
+    """Bytes on one of n GPUs of a node at the peak of a step, where the backward
+    pass begins, with one 65-frame clip at a time or as many tokens of shorter
+    ones. n = 1 is DDP: nothing is sharded.
 
     state        float32 weights, gradients and Adam's two moments: 16 per
                  parameter, sharded
@@ -236,11 +236,11 @@ def main():
             *("–" if batch % n else f"{days / n:.1f}" for n in GPUS))
 
     print()
-    head("memory of a GPU, one 65-frame clip", "parameters", "DDP",
-         *(f"FSDP on {n}" for n in GPUS), "on 8, `--checkpoint-activations`")
+    head("memory of a GPU, one 65-frame clip", "parameters", "DDP", "FSDP, 8 in a node",
+         "and `--checkpoint-activations`")
     for name in DECODERS:
         c = PRESETS[name]
-        cases = [(1, False), *((n, False) for n in GPUS), (8, True)]
+        cases = (1, False), (8, False), (8, True)
         row(name, f"{parameters(c)[1] / 1e9:.2f} B",
             *(f"{memory(c, n, checkpointed) / 2**30:.0f} GiB" for n, checkpointed in cases))
         row(f"{name}, 17 images", "",

@@ -73,16 +73,16 @@ def reading_workers():
 
 
 def check_memory(network, args, device):
-    """Raise ValueError if weights, gradients and AdamW's two moments, 16 bytes
-    per parameter, are more than the memory. Activations come on top of them:
+    """Raise ValueError if a process's weights, gradients and AdamW's two moments,
+    16 bytes per parameter, are more than its memory. Activations come on top of them:
     see experiments/scale.py."""
     n = sum(p.numel() for p in network.parameters())
-    ranks, local = (int(os.environ.get(x, 1)) for x in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.type == "cuda":
-        there, local = torch.cuda.get_device_properties(device).total_memory, 1
+        there = torch.cuda.get_device_properties(device).total_memory
     else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = 16 * n * local / (ranks if args.fsdp else 1)
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local
+    needed = 16 * n / (local if args.fsdp else 1)  # each node has all slices
     what = (f"{n / 1e6:,.1f} M parameters: {needed / 2 ** 30:.1f} GiB for weights, gradients and "
             f"moments, activations on top; {there / 2 ** 30:.1f} GiB are there")
     if needed > there:

@@ -12,7 +12,7 @@
           -> tokens uint16 (N, t, h, w), t = 17, 5 or 1
 
 Each clip is encoded once, at its full length, and serves stages 1 to 3. The
-place of its file is written, too, which is all that stage 0 needs (see data.py):
+place of its file is written, too, which is all that stage 0 needs:
 with --index nothing is encoded. A part of the files is written whole or not at
 all, so after a kill the same command continues. Files that cannot be used are
 listed in skipped.jsonl. docs/data.md has the format.

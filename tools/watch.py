@@ -1,4 +1,4 @@
-"""tools/watch.py: a training as one picture, OUT/watch.png, drawn again and again until it ends.
+"""tools/watch.py: a training as one picture, OUT/watch.png, drawn each minute until stage 3 ends.
 
     python tools/watch.py out
 
@@ -46,7 +46,7 @@ def videos(folder, stage, args):
 
 
 def draw(folder):
-    """Write watch.png -> whether the newest stage has ended."""
+    """Write watch.png -> whether the last stage has ended."""
     from matplotlib.figure import Figure
     stages = {}
     written = (folder / "metrics.jsonl").read_text().rpartition("\n")[0]  # lines that are whole
@@ -75,7 +75,7 @@ def draw(folder):
             made = videos(folder, stage, saved["args"])
             right.imshow(np.vstack([np.hstack(x[::max(1, len(x) // 6)][:6]) for x in made]))
     figure.savefig(folder / "watch.png", dpi=100)
-    return path.exists() and saved["step"] == saved["args"]["steps"]
+    return stage == 3 and path.exists() and saved["step"] == saved["args"]["steps"]
 
 
 def main():
