@@ -308,7 +308,7 @@ def checked_tokenizer(args, saved, device):
     for other in (saved, *map(read_meta, folders)):
         if other and other.get("tokenizer_hash") != digest:
             raise ValueError(
-                "the clips or the checkpoint have another tokenizer")
+                "the clips or the checkpoint have another tokenizer, or none")
     return tokenizer, digest
 
 if __name__ == "__main__":

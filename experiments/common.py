@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -38,15 +37,20 @@ from model import prefix_tokens, token_losses
 from prompts import WINDOW, analyse, is_one_piece
 from reproduce import number
 from sample import generate, load
-from tools.machine import set_threads
+from tokenizer import load_tokenizer
+from tools.machine import check_compiler, set_threads
 from train import EARLY, FRAME_RANGES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RUNS = os.path.join(ROOT, "experiments", "runs")
 RESULTS = os.path.join(ROOT, "experiments", "results")
 FRESH = 512  # clips that no training saw
-# the same videos in two thirds of the time; without a C++ compiler --compile is refused
-FASTEST = {"window": 16, "compile": True} if DEVICE.type == "cuda" or shutil.which("c++") else {}
+# the same videos in two thirds of the time, where there is a C++ compiler
+try:
+    check_compiler(DEVICE)
+    FASTEST = {"window": 16, "compile": True}
+except ValueError:
+    FASTEST = {}
 
 
 def arguments(doc, **numbers):
@@ -181,10 +185,10 @@ def logged(folder, stage):
 def fresh_clips(frames=65):
     """Tokens (FRESH, t, h, w) of clips that no training saw, and their
     captions, which state everything."""
-    path = os.path.join(RUNS, f"fresh{frames}.npy")
+    tokenizer, digest = load_tokenizer(None, DEVICE)
+    path = os.path.join(RUNS, f"fresh{frames}-{digest[:8]}.npy")
     wanted = drawn(2024, FRESH)
     if not os.path.exists(path):
-        _, tokenizer, _ = ready()
         with torch.inference_mode():
             parts = [tokenizer.encode(to_float(drawn_videos([a], frames, i)).to(DEVICE)).cpu()
                      for i, a in enumerate(wanted)]

@@ -51,7 +51,7 @@ def train(kind, flags):
     def count_and_move(self, seed, step, *rest):
         codes = len(torch.cat([tokens for _, tokens in self.seen]).unique())
         with open(os.path.join(out, "codes.txt"), "a") as f:
-            f.write(f"{codes}\n")
+            f.write(f"{step} {codes}\n")
         if kind == "plain VQ" and step > 0:
             self.seen = []
         else:
@@ -80,7 +80,8 @@ def measure(kind, seed, steps):
         tokens = tokenizer.encode(to_float(video).to(DEVICE))
         errors.append(psnr(video, to_uint8(tokenizer.decode(tokens))))
         used |= set(tokens.unique().tolist())
-    codes = np.loadtxt(os.path.join(out, "codes.txt"))[-steps:]
+    # by step: after a kill some are there twice
+    codes = [*dict(np.loadtxt(os.path.join(out, "codes.txt"))).values()]
     return {"share": len(used) / tokenizer.config.codebook_size, "psnr": np.mean(errors),
             "codes": [part.mean() for part in np.array_split(codes, 40)]}
 

@@ -153,7 +153,7 @@ def main():
             "loss of frames 66-73, nats: old tokens minus re-encoded": near,
             "loss of frames 66-125, nats: old tokens minus re-encoded":
             {kind: x.mean(1) for kind, x in nats.items()},
-            "seam of 20 videos: old tokens minus re-encoded": seams}, margin=0.02)
+            f"seam of {args.n} videos: old tokens minus re-encoded": seams}, margin=0.02)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
     left.set(xlabel="latent frame after a fresh start", ylabel="tokens that change, %",
              ylim=(0, 100))

@@ -356,11 +356,16 @@ def test_what_is_not_installed_is_named_before_anything_is_lost(tiny, tmp_path, 
     assert not (tmp_path / "a.mp4").exists()
 
 
-def test_a_training_as_a_picture(tiny, tmp_path):
+def test_a_training_as_a_picture(tiny, tmp_path, monkeypatch):
     """tools/watch.py ends with the training and draws all of its stages."""
-    pytest.importorskip("matplotlib")
-    out = shutil.copytree(tiny, tmp_path / "out")
+    figures, out = [], shutil.copytree(tiny, tmp_path / "out")
+    savefig = pytest.importorskip("matplotlib.figure").Figure.savefig
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *args, **options: (
+        figures.append(figure), savefig(figure, *args, **options)))
     run("tools/watch.py", out)
+    (figure,) = figures
+    labels = {axes.get_title(): axes.get_legend_handles_labels()[1] for axes in figure.axes}
+    assert labels["stage3"] == [*FRAME_RANGES, "validation"]
     width, height = Image.open(out / "watch.png").size
     assert width < height  # four rows
     assert "metrics.jsonl" in fails("tools/watch.py", tmp_path)

@@ -146,19 +146,19 @@ def emu3(path, args):
 
 def read_weights(path, *prefixes):
     """Of a .ckpt, or of all .safetensors in a folder -> {name: tensor}, of names that begin so."""
-    if path.is_dir():
-        from safetensors import safe_open
-        found = {}
-        for file in sorted(path.glob("*.safetensors")):
-            with safe_open(file, "pt") as tensors:  # a whole Emu3 need not be read
-                found |= {name: tensors.get_tensor(name) for name in tensors.keys()
-                          if name.startswith(prefixes)}
-        return found
     try:
+        if path.is_dir():
+            from safetensors import safe_open
+            found = {}
+            for file in sorted(path.glob("*.safetensors")):
+                with safe_open(file, "pt") as tensors:  # a whole Emu3 need not be read
+                    found |= {name: tensors.get_tensor(name) for name in tensors.keys()
+                              if name.startswith(prefixes)}
+            return found
         found = torch.load(path, "cpu", weights_only=True)  # nothing in it is run
         found = found.get("state_dict", found)
         return {name: x for name, x in found.items() if name.startswith(prefixes)}
-    except OSError:
+    except (OSError, ImportError):
         raise
     except Exception as e:  # whatever a damaged file raises
         raise ValueError(f"{path} is damaged, or holds more than tensors: it is not read") from e

@@ -221,7 +221,7 @@ def check_out(path, source=None):
 
 def check_writable(path):
     """Raise ValueError or OSError now if a file cannot be written later."""
-    path = Path(path)
+    path = Path(path).resolve()  # of a link, the file
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent}")
     new = not path.exists()

@@ -102,6 +102,8 @@ def config_of(args, saved, preset, network, device):
         raise ValueError("tokens are stored in 16 bits: at most 65536 codes")
     if hasattr(changed, "n_heads") and changed.dim % (2 * changed.n_heads):
         raise ValueError("--dim must be a multiple of twice --n-heads")
+    if not all(kernel % 2 for kernel in flags.get("encoder_kernels", ())):
+        raise ValueError("--encoder-kernels must be odd")
     if saved and (config, saved["args"]["preset"]) != (changed, args.preset):
         raise ValueError("the checkpoint has another config")
     with torch.device("meta"):

@@ -102,8 +102,8 @@ def start_processes(args):
     check_seed(args.seed)
     if args.stage == 0:
         check_cudnn(args.device)
-    if args.logger:
-        importlib.import_module(args.logger)  # before anything is written
+    for name in (args.logger, "tensorboard") if args.logger else ():
+        importlib.import_module(name)  # before anything is written
     if args.compile:  # layer by layer, which already overlaps with DDP's work
         check_compiler(args.device)
         torch._dynamo.config.optimize_ddp = False
@@ -277,7 +277,7 @@ def starting_point(args, names, device):
                              f"--init {path} --overwrite starts from it")
     if resumed and "optimizer" not in saved:
         raise ValueError(f"{path} holds weights only: --overwrite it")
-    if resumed and saved["step"] == args.steps:
+    if resumed and saved["step"] == args.steps and FIRST:
         print(f"{path} has {args.steps} of {args.steps} steps; "
               f"--init {path} --overwrite starts from it", file=sys.stderr)
     if dist.is_initialized():  # a rank that waits for others would wait for ever
@@ -324,7 +324,7 @@ def restore(saved, resumed, training, optimizer):
 
 
 def save(args, kind, step, training, optimizer):
-    """Write the whole state to --out/KIND.pt, on rank 0."""
+    """Write the whole state to --out/KIND.pt, by the first process."""
     whole = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, objective = training.model, training.objective
     checkpoint = {
@@ -334,7 +334,7 @@ def save(args, kind, step, training, optimizer):
         "optimizer": dcp.get_optimizer_state_dict(objective, optimizer, options=whole)}
     if kind == "tokenizer":
         checkpoint["discriminator"] = objective.discriminator.state_dict()
-    if not (dist.is_initialized() and dist.get_rank()):
+    if FIRST:
         write_checkpoint(checkpoint, args.out / f"{kind}.pt")
 
 
@@ -438,7 +438,8 @@ def run_script(main, *more):
         sys.exit(130)
     except ImportError as e:  # none, or an older one
         older = "" if isinstance(e, ModuleNotFoundError) else "-U "
-        sys.exit(f"{name}: pip install {older}{str(e.name).partition('.')[0]}")
+        package = f"pip install {older}{e.name}".partition(".")[0]
+        sys.exit(f"{name}: {package if e.name else e}")
     except (ValueError, OSError, *more) as e:
         lines = str(e).strip().splitlines() or [type(e).__name__]
         of_worker = lines[0].startswith("Caught ")  # then its traceback

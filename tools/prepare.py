@@ -490,10 +490,15 @@ def start(out, meta):
     os.makedirs(out, exist_ok=True)
     path = os.path.join(out, "meta.json")
     if not os.path.exists(path):
-        write(f"{path}.{RANK}", json_lines([meta]))
-        with contextlib.suppress(FileExistsError):  # another rank was faster
-            os.link(f"{path}.{RANK}", path)
-        os.remove(f"{path}.{RANK}")
+        mine = f"{path}.{RANK}"
+        write(mine, json_lines([meta]))
+        try:
+            os.link(mine, path)
+            os.remove(mine)
+        except FileExistsError:  # another rank was faster
+            os.remove(mine)
+        except OSError:  # a disk without links
+            os.replace(mine, path)
     with open(path) as f:
         found = json.load(f)
     # The dtype is chosen by a short measurement. Later runs and other ranks

@@ -5,30 +5,30 @@
 A row per stage: losses by range of frames (stage 0: PSNR, codes in use); beside them videos that
 its newest checkpoint makes (stage 0: clips above their reconstructions). pip install matplotlib
 """
+import argparse
 import json
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import FPS, Clips, to_float, to_uint8  # noqa: E402
 from sample import generate, load  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
 from tools.machine import read_checkpoint, run_script  # noqa: E402
-from train import FRAMES, NAMES  # noqa: E402
+from train import FRAME_RANGES, FRAMES, NAMES  # noqa: E402
 
 
 def curve(axes, lines, name, **look):
     """The means of up to a hundred parts of the training so far."""
     points = [(line["step"], line[name]) for line in lines if name in line]
-    parts = np.array_split(points, min(100, len(points)))
-    axes.plot(*np.array([part.mean(0) for part in parts]).T, **look)
+    if points:
+        parts = np.array_split(points, min(100, len(points)))
+        axes.plot(*np.array([part.mean(0) for part in parts]).T, **look)
 
 
-@torch.inference_mode()
 def videos(folder, stage, args):
     """What the checkpoint of a stage makes, uint8 (T, H, W, 3) each."""
     if stage:
@@ -59,10 +59,9 @@ def draw(folder):
         if stage:
             left.set_yscale("log")
             left.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
-            for name in (name for name in lines[0] if name.startswith("loss_")):
-                curve(left, lines, name, label=name.removeprefix("loss_"))
-            val = [(line["step"], line.get("val_loss", np.nan)) for line in lines]
-            left.plot(*zip(*val), "k.", label="validation")
+            for name in FRAME_RANGES:
+                curve(left, lines, f"loss_{name}", label=name)
+            curve(left, lines, "val_loss", color="k", marker=".", linewidth=0, label="validation")
             left.legend(fontsize=7, title="frames")
         else:
             curve(left, lines, "psnr")
@@ -70,18 +69,20 @@ def draw(folder):
             used.set(ylim=(0, 1), ylabel="share of codes in use (gray)")
             curve(used, lines, "codes_used", color="gray")
         right.axis("off")
-        if (path := folder / f"{NAMES[stage]}.pt").exists():
-            saved = read_checkpoint(path, NAMES[stage])
+        path = folder / f"{NAMES[stage]}.pt"
+        saved = path.exists() and read_checkpoint(path, NAMES[stage])
+        if saved:
             made = videos(folder, stage, saved["args"])
             right.imshow(np.vstack([np.hstack(x[::max(1, len(x) // 6)][:6]) for x in made]))
     figure.savefig(folder / "watch.png", dpi=100)
-    return stage == 3 and path.exists() and saved["step"] == saved["args"]["steps"]
+    return stage == 3 and saved and saved["step"] == saved["args"]["steps"]
 
 
 def main():
-    if "--help" in sys.argv:
-        sys.exit(__doc__)
-    while not draw(Path((sys.argv + ["out"])[1])):
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("folder", nargs="?", type=Path, default="out", help="--out of train.py (out)")
+    folder = p.parse_args().folder
+    while not draw(folder):
         time.sleep(60)
 
 
