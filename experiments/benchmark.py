@@ -17,7 +17,6 @@ can reproduce.
 import argparse
 import json
 import math
-import os
 import sys
 
 import av
@@ -33,21 +32,14 @@ from data import FPS
 from sample import generate_batch, load
 from tools.films import VIDEOS, NoFilm, duration, ending, open_film, read_clip
 from tools.machine import run_script, set_threads
+from tools.prepare import caption_beside, folder_items
 
 
 def captioned(folder):
     """The videos under a folder that have a caption -> [(path, caption)]."""
-    found = []
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            text = os.path.join(where, os.path.splitext(name)[0] + ".txt")
-            if ending(name) in VIDEOS and os.path.exists(text):
-                with open(text, errors="replace") as f:
-                    caption = " ".join(f.read(4096).split())
-                if caption:
-                    found.append((os.path.join(where, name), caption))
-    return found
+    return [(item.file, caption) for item in folder_items(folder)
+            if ending(item.name) in VIDEOS
+            and (caption := item.caption or caption_beside(item.file))]
 
 
 def length(path):

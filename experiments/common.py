@@ -37,11 +37,12 @@ from model import prefix_tokens, token_losses
 from prompts import WINDOW, analyse, is_one_piece
 from reproduce import number
 from sample import generate, load
-from tokenizer import load_tokenizer
+from tokenizer import SHIPPED, load_tokenizer
 from tools.machine import check_compiler, set_threads
 from train import EARLY, FRAME_RANGES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+pyplot.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 RUNS = os.path.join(ROOT, "experiments", "runs")
 RESULTS = os.path.join(ROOT, "experiments", "results")
 FRESH = 512  # clips that no training saw
@@ -155,11 +156,11 @@ def over_time(video, attributes):
 # trainings and their losses
 
 @functools.cache
-def drawn_clips(n=8192):
+def drawn_clips(name="clips", n=8192, ckpt=SHIPPED):
     """A folder of token shards of n drawn clips, for all trainings."""
-    folder = os.path.join(RUNS, f"clips{n}")
+    folder = os.path.join(RUNS, f"{name}{n}")
     command = [sys.executable, os.path.join(ROOT, "tools", "prepare.py"), "--source", "toy",
-               "--clips", str(n), "--out", folder]
+               "--clips", str(n), "--ckpt", ckpt, "--out", folder]
     subprocess.run(command, check=True)
     return folder
 
@@ -316,7 +317,6 @@ def direct_labels(axes, curves):
         height = max(y[-1], height + gap)
         axes.annotate(" " + label, (x[-1], height), color=lines[label].get_color(), va="center",
                       fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def exact_bars(axes, shares):
@@ -327,7 +327,6 @@ def exact_bars(axes, shares):
         axes.plot(mean, -i, "o")
     axes.set_yticks(range(0, -len(shares), -1), shares)
     axes.set(xlim=(0, 1), ylim=(0.5 - len(shares), 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def strips(axes, rows):

@@ -34,6 +34,7 @@ from common import (
 from data import to_float, to_uint8
 from reconstruct import psnr
 from tokenizer import ClusteringVQ, load_tokenizer
+from tools.machine import run_script
 
 KINDS = "CVQ", "CVQ as published", "plain VQ"
 
@@ -111,4 +112,4 @@ if __name__ == "__main__":
     if "--stage" in sys.argv:
         train(os.environ["KIND"], sys.argv[1:])
     else:
-        main()
+        run_script(main)

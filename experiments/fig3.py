@@ -33,6 +33,7 @@ from common import (
 )
 from data import latent_frames
 from tools import machine
+from tools.machine import run_script
 from train import EARLY, FRAME_RANGES
 
 
@@ -117,7 +118,6 @@ def main():
     left.set(xlabel="step", ylabel="loss, nats per token", ylim=0)
     right.plot(at, ratio.T)
     right.axhline(1, color="gray", linewidth=0.5)
-    right.spines[["top", "right"]].set_visible(False)
     right.set(xlabel="step", ylabel="gradient, late / early", ylim=0)
     save_picture(figure, "fig3")
 
@@ -126,4 +126,4 @@ if __name__ == "__main__":
     if "--stage" in sys.argv:
         train_and_keep(sys.argv[1:])
     else:
-        main()
+        run_script(main)

@@ -34,6 +34,7 @@ from common import (
 )
 from data import ATTRIBUTES
 from prompts import analyse
+from tools.machine import run_script
 
 RATES = 1e-3, 2e-3, 4e-3
 SMALL = "--dim", 96, "--n-layers", 4, "--n-heads", 3, "--ffn-dim", 256, "--image-every", 0
@@ -109,4 +110,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -36,6 +36,7 @@ from common import (
 )
 from data import latent_frames, to_float
 from sample import CONTEXT
+from tools.machine import run_script
 
 KNOWN = latent_frames(CONTEXT)
 WAYS = {"re-encoded": True, "old tokens": False}
@@ -97,4 +98,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -29,6 +29,7 @@ from common import (
     strips,
 )
 from prompts import invention, is_one_piece, new_land
+from tools.machine import run_script
 
 CODES = {"greedy": (1, 0.0), "top-5": (5, 0.0), "top-50": (50, 0.0), "all codes": (1024, 0.0),
          "floor 0.1": (1024, 0.1)}  # top_k, floor
@@ -84,4 +85,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -24,6 +24,7 @@ from common import (
     save_picture,
 )
 from data import ATTRIBUTES, caption_of, wording
+from tools.machine import run_script
 
 
 def worded(attributes, kind, rng):
@@ -61,4 +62,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -27,6 +27,7 @@ from common import (
 from data import to_float, to_uint8
 from reconstruct import psnr
 from sample import CONTEXT
+from tools.machine import run_script
 
 GENERATIONS = 12
 
@@ -69,8 +70,6 @@ def main():
     left.set(xlabel="generation", ylabel="PSNR, dB", ylim=(20, None))
     right.plot(range(1, GENERATIONS), 100 * changed.mean(0), "o-", markersize=3)
     right.set(xlabel="generation", ylabel="tokens that change, %", ylim=(0, None))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
     original, _, frames = generations(tokenizer, 0, wanted[0])
     strips(below.subplots(3), {"decoded once": original, "generation 1": frames[0],
                                f"generation {GENERATIONS}": frames[-1]})
@@ -78,4 +77,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

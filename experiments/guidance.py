@@ -27,6 +27,7 @@ from common import (
     save_picture,
 )
 from data import CANONICAL, caption_of
+from tools.machine import run_script
 
 SCALES = 1.0, 1.5, 3.5, 7.5
 FORMS = {"full": CANONICAL, "sparse": "a {color} {traveller} {verb0} {land0}"}
@@ -62,4 +63,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -29,6 +29,7 @@ from common import (
     sampled,
     save_picture,
 )
+from tools.machine import run_script
 
 
 def hazard_and_return(right):
@@ -83,4 +84,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

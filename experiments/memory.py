@@ -20,7 +20,6 @@ nats there is no difference to speak of; else above 0 is a yes.
 """
 import functools
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -28,13 +27,12 @@ import torch
 
 from common import (
     DEVICE,
-    ROOT,
-    RUNS,
     all_kept,
     arguments,
     caption,
     direct_labels,
     drawn,
+    drawn_clips,
     drawn_videos,
     frame_losses,
     pyplot,
@@ -50,6 +48,7 @@ from prompts import changes
 from reconstruct import psnr
 from sample import CONTEXT
 from tokenizer import CausalConv3d, VideoTokenizer
+from tools.machine import run_script
 
 KNOWN = latent_frames(CONTEXT)
 KINDS = {"none": (), "as shipped": (), "all levels": ("--encoder-kernels", 3, 3, 3, 3),
@@ -87,9 +86,7 @@ def trained_world(kind, steps):
     run = f"memory-{kind.replace(' ', '-')}"
     out = trained(run, 0, 0, steps, "--batch-size", 1, *KINDS[kind],
                   script="experiments/memory.py")
-    clips = os.path.join(RUNS, f"{run}-clips")
-    subprocess.run([sys.executable, os.path.join(ROOT, "tools", "prepare.py"), "--source", "toy",
-                    "--clips", "2048", "--ckpt", out, "--out", clips], check=True)
+    clips = drawn_clips(f"{run}-clips", 2048, out)
     for stage, n, batch in ((1, 150, 85), (2, 300, 17), (3, 300, 5)):
         trained(run, stage, 0, n, *SMALL, "--batch-size", batch, "--videos", clips)
     return out
@@ -168,4 +165,4 @@ if __name__ == "__main__":
     if "--stage" in sys.argv:
         train(os.environ["KIND"], sys.argv[1:])
     else:
-        main()
+        run_script(main)

@@ -24,6 +24,7 @@ from common import (
     save_picture,
 )
 from prompts import changes
+from tools.machine import run_script
 
 CONTEXTS = 1, 5, 9, 17, 33
 
@@ -56,10 +57,8 @@ def main():
     above.set(ylabel="windows as prompted", xscale="log", ylim=(0, 1))
     below.set(ylabel="seam", xlabel="frames of overlap", xticks=CONTEXTS, xticklabels=CONTEXTS)
     below.minorticks_off()
-    for axis in (above, below):
-        axis.spines[["top", "right"]].set_visible(False)
     save_picture(figure, "overlap")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,6 +26,7 @@ import torch  # noqa: E402
 
 from data import FPS  # noqa: E402
 from sample import generate, load  # noqa: E402
+from tools.machine import run_script  # noqa: E402
 
 CHROMIUM = "/usr/bin/chromium"
 RUNTIME = ROOT / "node_modules" / "onnxruntime-web" / "dist"
@@ -64,7 +65,7 @@ def served(isolated=False, folder=ROOT / "docs" / "play", runtime=RUNTIME):
     handler = functools.partial(Handler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/?offline"
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 
@@ -82,7 +83,7 @@ def measure_page(p, seconds, isolated):
         page = browser.new_page()
         page.set_default_timeout(0)
         page.add_init_script(RECORD)
-        page.goto(address)
+        page.goto(address + "?offline")
         page.wait_for_selector("#play:enabled")
         ready = page.inner_text("#status")
         page.evaluate("speed.value = 4")  # it waits for no visitor
@@ -125,7 +126,7 @@ def picture(p, folder):
                 page = browser.new_page(viewport={"width": width, "height": height},
                                         color_scheme=scheme)
                 page.set_default_timeout(0)
-                page.goto(address)
+                page.goto(address + "?offline")
                 page.click("#play:enabled")
                 page.wait_for_function("clock.textContent.startsWith('0:08')")
                 page.screenshot(path=Path(folder) / f"{name}-{scheme}.png")
@@ -150,4 +151,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

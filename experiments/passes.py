@@ -19,6 +19,7 @@ from tqdm import tqdm
 from common import ROOT, caption, drawn, pyplot, ready
 from data import FPS
 from sample import CONTEXT, generate
+from tools.machine import run_script
 
 CLIPS = 7  # of a minute: 65 frames, then 60 each
 CLIP = 65 / FPS  # seconds
@@ -26,17 +27,11 @@ CLIP = 65 / FPS  # seconds
 
 def write(world, prompt, seed, start, window):
     """A clip -> its frames, its codes (n,), and how many there were after each pass."""
-    done = []
-
-    def watch(codes, n):
-        done.append(codes.shape[1])
-        written.append(codes)
-
-    written = []
+    written = []  # after each pass
     seconds = CLIP if start is None else CLIP - CONTEXT / FPS
     frames = next(generate(*world, prompt, seconds, seed, start=start, window=window,
-                           watch=watch))
-    return frames, written[-1][0], done
+                           watch=lambda codes, n: written.append(codes)))
+    return frames, written[-1][0], [codes.shape[1] for codes in written]
 
 
 def main():
@@ -95,4 +90,4 @@ def picture(by_frame):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,13 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from data import toy_clip  # noqa: E402
+from tools.films import write_video  # noqa: E402
+from tools.machine import run_script  # noqa: E402
 
 STEPS, KILL_AFTER = 20, 12
 SMALL = ("--device cpu --preset 700m --base-channels 4 --encoder-blocks 0 0 0 1 "
@@ -41,18 +42,6 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
 
 
-def film(video):
-    """uint8 (T, H, W, 3) -> the bytes of an mp4 at 26 frames/s."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=26)
-        stream.height, stream.width = video.shape[1:3]
-        for picture in video.repeat(4, axis=0):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-        container.mux(stream.encode())
-    return file.getvalue()
-
-
 def make_tars(folder):
     """2 tars of 20 pictures and 2 of 10 films, of 3 to 30 seconds, one in each broken."""
     rng = np.random.default_rng(0)
@@ -63,12 +52,12 @@ def make_tars(folder):
                 for i in range(n):
                     frames = 1 if kind == "pictures" else int(rng.integers(20, 195))
                     video, caption, _ = toy_clip(rng, frames)
+                    path = folder / f"made.{ending}"
                     if kind == "films":
-                        content = film(video)
+                        write_video(path, [video.repeat(4, axis=0)], 26)
                     else:
-                        Image.fromarray(video[0]).resize((200, 160)).save(
-                            picture := io.BytesIO(), "jpeg")
-                        content = picture.getvalue()
+                        Image.fromarray(video[0]).resize((200, 160)).save(path)
+                    content = path.read_bytes()
                     content = content[:len(content) // 3] if i == 5 else content
                     for name, data in ((f"{i}.{ending}", content), (f"{i}.txt", caption.encode())):
                         member = tarfile.TarInfo(name)
@@ -86,7 +75,7 @@ def launch(ranks, script, *args):
 def finish(process):
     _, errors = process.communicate()
     if process.returncode:
-        sys.exit(f"rehearsal.py: {errors[-3000:]}")
+        raise ValueError(errors[-3000:])
 
 
 def losses(out, stage):
@@ -137,4 +126,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

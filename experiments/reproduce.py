@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -100,23 +99,19 @@ def write_between(path, texts):
         page = f.read()
     for name, text in texts.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-        if page.count(start) != 1 or page.count(end) != 1:
-            sys.exit(f"reproduce.py: {path} must have {start.strip()} and "
-                     f"{end} once each")
-        before, rest = page.split(start)
-        page = before + start + text + "\n" + end + rest.split(end)[1]
-    with open(path + ".tmp", "w") as f:
+        before, _, rest = page.partition(start)
+        _, found, after = rest.partition(end)
+        if not found:
+            sys.exit(f"reproduce.py: {path} must have {start.strip()} and {end}")
+        page = before + start + text + "\n" + end + after
+    with open(path, "w") as f:
         f.write(page)
-    os.replace(path + ".tmp", path)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--only", nargs="*", choices=CLAIMS, default=list(CLAIMS))
     args = p.parse_args()
-    missing = [name for name in ("matplotlib", "scipy") if not find_spec(name)]
-    if args.only and missing:
-        sys.exit(f"reproduce.py: pip install {' '.join(missing)}")
     for name in args.only:
         print(f"--- {name}", flush=True)
         script = os.path.join(ROOT, "experiments", name + ".py")

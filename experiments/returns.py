@@ -32,6 +32,7 @@ from common import (
 )
 from data import ATTRIBUTES, draw_clip, held_out, to_float
 from fig5 import BATCH, SMALL, images
+from tools.machine import run_script
 
 ARMS = {"none": (0.0, None), "tokens": (0.5, None), "drawn": (0.5, "toy")}
 
@@ -99,10 +100,9 @@ def main():
                       label=arm if i == 0 else None)
     axes.set_yticks([0, -1, -2], ["clips that agree", "after another color", "... traveller"])
     axes.set(xlabel="loss minus the mean without returns, nats")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
     save_picture(figure, "returns")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

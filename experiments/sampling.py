@@ -15,12 +15,13 @@ most a quarter further from the world's own than by the paper's rule at guidance
 
     python experiments/sampling.py
 """
+import contextlib
 import functools
+from unittest import mock
 
 import numpy as np
 import torch
 
-# common first: it puts the five files on the path
 from common import (
     all_kept,
     arguments,
@@ -34,12 +35,10 @@ from common import (
     sampled,
     save_picture,
 )
-
-# isort: split
-import sample
 from data import LANDS
 from prompts import invention, new_land
 from switch import SECONDS, SETTLED, pair
+from tools.machine import run_script
 
 TEMPERATURES = 0.6, 1.0
 RULES = "top-k", "floor", "min-p", "top-p"
@@ -67,10 +66,10 @@ def last(world, rule, scale, temperature, a, i):
 
 
 def measure(world, rule, scale, temperature):
-    options, plain = options_of(rule, scale, temperature), sample.next_codes
+    options, patch = options_of(rule, scale, temperature), contextlib.nullcontext()
     if rule in ("min-p", "top-p"):
-        sample.next_codes = functools.partial(draw, rule, SHARE[rule])
-    try:
+        patch = mock.patch("sample.next_codes", functools.partial(draw, rule, SHARE[rule]))
+    with patch:
         found = {"windows": [], "switched": []}
         new = {land: [] for land in LANDS}
         for i, a in enumerate(drawn(20, 12)):
@@ -83,8 +82,6 @@ def measure(world, rule, scale, temperature):
                 _, after, start = pair(name, i)
                 video = sampled(world, caption(after), SECONDS, i, start=start, **options)
                 found["switched"].append(as_prompted(video[SETTLED:], after))
-    finally:
-        sample.next_codes = plain
     return found
 
 
@@ -123,7 +120,6 @@ def main():
                 at = [x for x in points if (x[0], x[2]) == (rule, temperature)]
                 axis.plot([x[1] for x in at], [np.mean(found[x][name]) for x in at], "o-",
                           label=rule, markersize=3)
-            axis.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(label)
     for axis, temperature in zip(axes[0], TEMPERATURES):
         axis.set_title(f"temperature {temperature}", fontsize=9)
@@ -134,4 +130,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -28,6 +28,7 @@ from common import (
     strips,
 )
 from data import ATTRIBUTES, FPS, draw_clip, held_out, toy_attributes
+from tools.machine import run_script
 
 SECONDS = 60 / FPS  # a clip that goes on from five frames
 SETTLED = 26  # frames: what is seen in the first four seconds does not count
@@ -92,4 +93,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -31,6 +31,7 @@ from common import (
 from data import FPS
 from metrics import classifier, classifier_features, frechet_distance
 from sample import generate_batch
+from tools.machine import run_script
 
 # millions of parameters: width, layers, heads, inner width
 SIZES = {0.7: (96, 4, 3, 256), 2.4: (144, 8, 4, 384), 7.7: (256, 9, 8, 684)}
@@ -87,4 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

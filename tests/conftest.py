@@ -19,7 +19,6 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-sys.path.insert(0, os.path.join(ROOT, "tools"))
 sys.path.insert(0, os.path.join(ROOT, "experiments"))
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # for processes side by side
 

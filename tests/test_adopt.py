@@ -8,12 +8,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import adopt
-import play
 from conftest import TINY, fails, run
 from data import toy_clip
 from sample import load
 from tokenizer import load_tokenizer
+from tools import adopt, play
 from tools.films import read_clip
 from tools.machine import read_checkpoint
 

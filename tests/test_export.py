@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from conftest import fails, run
-from export import export
 from model import Llama, ModelConfig, prefix_tokens
 from sample import jacobi, load
+from tools.export import export
 
 SMALL = ModelConfig(dim=32, n_layers=2, n_heads=4, ffn_dim=48, text_vocab=20,
                     video_vocab=30, text_len=6, latent_shape=(3, 2, 2))

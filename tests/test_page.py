@@ -1,12 +1,8 @@
 """docs/play in a real browser: it writes what sample.py writes, and is used as a visitor does."""
 import base64
-import contextlib
-import functools
-import http.server
 import json
 import os
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -17,28 +13,12 @@ import sample
 from conftest import ROOT, fails, run
 from data import TextTokenizer
 from model import Llama, ModelConfig
+from page import CHROMIUM, RUNTIME, served
 from tools import films
 from tools.export import export_onnx
 
-CHROMIUM = "/usr/bin/chromium"
-RUNTIME = os.path.join(ROOT, "node_modules", "onnxruntime-web", "dist")
 DAY, NIGHT = (f"a red balloon drifts left slowly past green hills {when}"
               for when in ("by day", "at night"))
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@contextlib.contextmanager
-def served(folder):
-    """The address of a folder."""
-    handler = functools.partial(Handler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +34,11 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("play")
     shutil.copytree(os.path.join(ROOT, "docs", "play"), folder, dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("model", "ort"))
-    shutil.copytree(RUNTIME, folder / "ort")
     run("tools/export.py", folder / "model", "--onnx")
     about = json.loads((folder / "model" / "model.json").read_text())
     about["latent_shape"][0] = 4
     (folder / "model" / "model.json").write_text(json.dumps(about))
-    with served(folder) as address, playwright.sync_playwright() as p:
+    with served(folder=folder) as address, playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=[
             "--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"])
         page = browser.new_page()

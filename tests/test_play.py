@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import play
 from conftest import fails
 from data import to_float
 from sample import generate, load
+from tools import play
 
 CHROMIUM = "/usr/bin/chromium"
 DAY, SUNSET, NIGHT = (f"a red balloon drifts left slowly past green hills {when}"

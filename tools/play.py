@@ -161,11 +161,8 @@ def picture(pixels, width="100%"):
 
 
 def page(world):
-    """The page, a gradio.Blocks. Raises ValueError without gradio."""
-    try:
-        import gradio as gr
-    except ImportError as e:
-        raise ValueError("pip install gradio") from e
+    """The page, a gradio.Blocks."""
+    import gradio as gr
     config, colors = world[0].config, code_colors(world[1])
     sampling = world[0].sampling
 

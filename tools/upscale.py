@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from tqdm import tqdm
 
@@ -75,17 +75,14 @@ def windows(frames, enhance, size=16, overlap=4):
 
 def lanczos(frame):
     """uint8 (H, W, 3) -> (4H, 4W, 3), without a network."""
-    height, width = frame.shape[:2]
-    picture = Image.fromarray(frame)
-    return np.array(picture.resize((4 * width, 4 * height), Image.LANCZOS))
+    return np.array(ImageOps.scale(Image.fromarray(frame), 4, Image.LANCZOS))
 
 
 class RealESRGAN(nn.Module):
     """Real-ESRGAN's network for animated video (Wang et al., 2021): 18
     convolutions give 4x4 pixels for each, added to the pixel itself.
 
-    forward(frame uint8 (H, W, 3)) -> uint8 (4H, 4W, 3). Raises ValueError
-    without the package that holds its weights.
+    forward(frame uint8 (H, W, 3)) -> uint8 (4H, 4W, 3).
     """
 
     def __init__(self):
@@ -162,12 +159,8 @@ def refiner(models, prompt, steps, seed, device):
 def pretrained(kind, model, device, **parts):
     """A model or pipeline of the diffusers library: kind is its class, model
     a name on the Hugging Face hub or a folder. ValueError if that fails."""
-    try:
-        import diffusers
-        import transformers
-    except ImportError as e:
-        raise ValueError("diffusion models need: pip install diffusers "
-                         "transformers accelerate") from e
+    import diffusers
+    import transformers
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
     dtype = torch.float32 if device == "cpu" else torch.float16
