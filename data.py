@@ -70,8 +70,9 @@ class Clips(torch.utils.data.Dataset):
 
     images, videos: "toy", or folders made by tools/prepare.py, "A,B" (a folder
     that is named twice counts twice); clips of one frame are of `images`. A clip
-    is tokens int64 (t, h, w), or video uint8 (T, H, W, 3) of the toy and in stage
-    0. validation: others, of shards the last 64th; no caption is dropped.
+    is tokens int64 (t, h, w); of the toy, and in stage 0, which reads the files
+    that a folder lists, video uint8 (T, H, W, 3). validation: others, of shards
+    the last 64th; no caption is dropped.
 
     Not in the paper: a share `returns` of the captioned clips of several frames
     contradicts the caption in latent frames wrong[0] ... wrong[1] - 1, without

@@ -116,7 +116,7 @@ def generate_batch(model, tokenizer, text, prompts, seconds=10, seeds=None,
 
     start: frames to go on from, uint8 (T, H, W, 3). context: how many of the
     last frames condition the next clip, 1 + 4k. reencode=False goes on from
-    the old tokens of the last latent frames, which saw all earlier frames
+    the old tokens of the last latent frames, which saw frames before them
     (Fig. 6). window: guesses per pass of `jacobi`, by default 32 // B; 1:
     none. watch: see `generate_tokens`. compile: whether to compile
     `next_codes`. sampling: cfg_scale, top_k, temperature, floor, by default
@@ -222,6 +222,7 @@ def first_guesses(ids, known, where, config):
 
     What stands at the last known place that has the same a and b in the frame
     before its own, b one row below a: the same may follow again. If none has, a.
+    (In the first frame a is of the caption: a wrong guess costs nothing but a pass.)
     """
     _, h, w = config.latent_shape
     places = torch.arange(ids.shape[1], device=ids.device)

@@ -35,10 +35,10 @@ class TokenizerConfig:
     temporal: tuple = (False, True, True)  # where time is halved
     encoder_blocks: tuple = (1, 2, 3, 6)  # our choice
     decoder_blocks: tuple = (2, 2, 3, 5)
-    encoder_kernels: tuple = (3, 3, 3, 3)  # of conv_in and the blocks
+    encoder_kernels: tuple = (3, 3, 3, 3)  # of conv_in, blocks; strided ones: 3
 
 TOKENIZER_PRESETS = {
-    "toy": TokenizerConfig(  # strided convolutions have 3x3x3 kernels, too
+    "toy": TokenizerConfig(
         resolution=64, codebook_size=1024, base_channels=16,
         multipliers=(1, 2, 3, 6), encoder_blocks=(0, 1, 1, 2),
         decoder_blocks=(0, 1, 1, 2), encoder_kernels=(1, 1, 1, 3)),
@@ -200,7 +200,7 @@ class ClusteringVQ(nn.Module):
         """Move rarely used codes to latents of this step.
 
             N_k <- g N_k + (1 - g) n_k / n        usage, g = 0.99
-            a_k  = exp(-10 N_k M / (1 - g))       1 if unused; the mean N_k is 1 / M
+            a_k  = exp(-10 N_k M / (1 - g))       1 if unused; N_k tends to 1 / M on average
             e_k <- (1 - a_k) e_k + a_k anchor_k   M codes in all
 
         n_k of the n latents chose code k. All ranks draw the same anchors. As N_k
@@ -323,9 +323,8 @@ def tokenizer_in(folder):
 
 def load_tokenizer(folder=None, device="cpu", finished=False):
     """The VideoTokenizer or Adopted one of a folder (None: the shipped one), and
-    a hash of its weights. Those of tokenizer.pt are rounded to bfloat16, so that
-    it may be stored in half the bytes and gives the same tokens. finished: refuse
-    one whose training has steps to go."""
+    a hash of its weights. tokenizer.pt's are rounded to bfloat16, as it may be
+    stored so. finished: refuse one whose training has steps to go."""
     machine.check_device(device)
     folder = Path(folder or SHIPPED)
     if tokenizer_in(folder) == "adopted":
