@@ -85,9 +85,9 @@ def generate_tokens(model, prefix, n, cfg_scale, top_k, temperature, generators,
     return codes
 
 def draw_noise(n, config, generators, more=0):
-    """Exp(1) for each row, token and code, then ones for `more` tokens, which
-    `jacobi` guesses beyond the end: (B, n + more, video_vocab). No stride depends
-    on n, or torch.compile would make a graph for each n."""
+    """Exp(1) for each row, token and code, then ones for `more` guesses beyond the
+    end: (B, n + more, video_vocab). No stride depends on n, or torch.compile
+    would make a graph for each n."""
     rows = [torch.empty(n, config.video_vocab, device=g.device)
             .exponential_(generator=g) for g in generators]
     noise = F.pad(torch.stack(rows, 1), (0, 0, 0, 0, 0, more), value=1.0)
@@ -222,7 +222,8 @@ def first_guesses(ids, known, where, config):
 
     What stands at the last known place that has the same a and b in the frame
     before its own, b one row below a: the same may follow again. If none has, a.
-    (In the first frame a is of the caption: a wrong guess costs nothing but a pass.)
+    (In the first frame a is of the caption; in the last row b is of the frame
+    that is guessed. A wrong guess costs no more than a pass.)
     """
     _, h, w = config.latent_shape
     places = torch.arange(ids.shape[1], device=ids.device)
