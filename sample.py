@@ -221,9 +221,8 @@ def first_guesses(ids, known, where, config):
              b
 
     What stands at the last known place that has the same a and b in the frame
-    before its own, b one row below a: the same may follow again. If none has, a.
-    (In the first frame a is of the caption; in the last row b is of the frame
-    that is guessed. A wrong guess costs no more than a pass.)
+    before its own; if none has, a. b is one row below a. (Of the first frame a is
+    in the caption, of the last row b in the frame itself: wrong guesses, no harm.)
     """
     _, h, w = config.latent_shape
     places = torch.arange(ids.shape[1], device=ids.device)
