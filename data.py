@@ -75,9 +75,9 @@ class Clips(torch.utils.data.Dataset):
     the last 64th; no caption is dropped.
 
     Not in the paper: a share `returns` of the captioned clips of several frames
-    contradicts the caption in latent frames wrong[0] ... wrong[1] - 1, without
-    loss, and then returns to it. So the model learns to trust the caption more
-    than the frames before. Elsewhere wrong is (0, 0).
+    contradicts the caption in latent frames, without loss, and returns to it. So
+    the model learns to trust the caption more than the frames before. wrong,
+    bool (t,), says where: see `wrong_latents`.
     """
 
     def __init__(self, images, videos, seed, stage, resolution=64,
@@ -94,7 +94,7 @@ class Clips(torch.utils.data.Dataset):
         # for guidance, captions are dropped with probability 0.1 (our choice)
         drop = rng.random() < 0.1 and not self.validation
         source = self.images if frames == 1 else self.videos
-        wrong, contradicts = (0, 0), False
+        wrong, contradicts = np.zeros(t, bool), False
         if self.returns and frames > 1 and not drop:
             contradicts = rng.random() < self.returns
         if source == "toy":
@@ -113,14 +113,19 @@ class Clips(torch.utils.data.Dataset):
             if contradicts:
                 other, _ = random_tokens(rng, source, t)
                 wrong = wrong_latents(rng, t)
-                clip[slice(*wrong)] = other[slice(*wrong)]
+                clip[wrong] = other[wrong]
         return clip, "" if drop else caption, torch.tensor(wrong)
 
 def wrong_latents(rng, t):
-    """Draw (first, end): 1 to 5 latent frames of t, never the last; in half of
-    all draws from the very first on."""
-    first = 0 if rng.random() < 0.5 else int(rng.integers(1, t - 2))
-    return first, first + int(rng.integers(1, min(6, t - first)))
+    """Draw which of t latent frames contradict the caption, bool (t,): runs of
+    1 to 5, with 2 to 7 between them, but not the last. Half begin at once."""
+    wrong = np.zeros(t, bool)
+    first = 0 if rng.random() < 0.5 else rng.integers(1, t - 2)
+    while first < t - 1:
+        end = min(first + rng.integers(1, 6), t - 1)
+        wrong[first:end] = True
+        first = end + rng.integers(2, 8)
+    return wrong
 
 # ---- the storybook, the toy world: the camera follows a traveller ----
 
@@ -312,29 +317,27 @@ def toy_clip(rng, frames=65, attributes=None):
 
 def toy_return(rng, frames):
     """Draw a clip that contradicts its caption in `wrong_latents`, in all or some
-    columns, and then fades into what it says -> video, caption, (first, end).
-    The return begins at latent frame `end`, so all of it has a loss."""
+    columns, and fades into what it says -> video, caption, wrong. A return
+    begins in the first latent frame after a run, so all of it has a loss."""
     a = toy_attributes(rng)
     form = CANONICAL if rng.random() < 0.3 else wording(rng)
     caption, said = caption_of(a, form)
     b = a  # what is seen instead, maybe a faint traveller or none
+    often = {"traveller": 0.6, "color": 0.4, "sky": 0.4}
     while b == a or held_out(b):
-        b = a | {k: x for k, x in toy_attributes(rng).items() if k in said and
-                 rng.random() < (0.4 if k in ("traveller", "color") else 0.15)}
+        b = a | {k: x for k, x in toy_attributes(rng).items()
+                 if k in said and rng.random() < often.get(k, 0.15)}
         if rng.random() < 0.3:
             b["opacity"] = rng.choice([0, 0.5])
     seed = rng.integers(2 ** 62)
-    first, end = wrong_latents(rng, latent_frames(frames))
     asked, other = (np.float32(draw_clip(seed, frames, x)[0]) for x in (a, b))
-
-    def fade(n):  # from 0 to 1 in 2 to 6 frames, from latent frame n on
-        since = np.arange(frames) - (4 * n - 4)  # its first is frame 4n - 3
-        return np.clip(since / rng.integers(2, 7), 0, 1)
-
-    share = (fade(first) if first else 1) * (1 - fade(end))  # of the other
+    wrong = wrong_latents(rng, latent_frames(frames))
+    n = rng.integers(2, 7)  # frames that a fade takes: the mean of the last n
+    share = np.pad(wrong[[0, *np.arange(4, frames + 3) // 4]], (n - 1, 0), "edge")
+    share = np.convolve(share, np.ones(n) / n, "valid")  # of the other
     share = np.tile(share[:, None, None, None], (1, 1, SIZE, 1))
     if rng.random() < 0.25:  # none of it in some columns
         x0, x1 = np.sort(8 * rng.integers(9, size=2))
         share[:, :, x0:x1] = 0
     video = np.rint(share * other + (1 - share) * asked).astype(np.uint8)
-    return video, caption, (first, end)
+    return video, caption, wrong

@@ -47,7 +47,7 @@ TOY = {
     "batch_size": (2, 16, 4, 2),
     "lr": (2e-3, 2e-3, 1.5e-3, 1e-3), "warmup": 100,
     "lambda_": 1.0,
-    "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.5, 0.5),
+    "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.75, 0.75),
     "perceptual_weight": 0.0,
     "adversarial_weight": 0.01, "adversarial_start": 0.6}
 FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
@@ -97,16 +97,14 @@ def parameter_groups(objective):
 def decoder_loss(model, config, text, tokens, captions, lambda_, wrong=None):
     """Eq. (1) of clips up to EARLY frames, Eq. (2) of longer ones: tokens
     (B, t, h, w) int64 -> loss, and what to log, {name: (sum, count)}. text: a
-    TextTokenizer; wrong (B, 2): latent frames without loss, see `Clips`."""
+    TextTokenizer; wrong (B, t) bool: latent frames without loss, see `Clips`."""
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
     targets = tokens.flatten(1) + config.text_vocab
     prefix = prefix_tokens(config, [text.encode(c) for c in captions])
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
     if wrong is not None:
-        first, end = wrong.to(tokens.device).split(1, dim=1)  # (B, 1) each
-        at = torch.arange(t * h * w, device=tokens.device) // (h * w)
-        without_loss = (first <= at) & (at < end)
+        without_loss = wrong.to(tokens.device).repeat_interleave(h * w, 1)
         targets = targets.masked_fill(without_loss, -100)
     early = latent_frames(EARLY)
     lambda_ = lambda_ if t > early else 0.0

@@ -248,7 +248,8 @@ def test_no_loss_where_frames_contradict_the_caption():
         loss, logs = decoder_loss(network, config, text, tokens, ["a", ""], 1.0, wrong)
         return loss.item(), {name: (float(x), int(n)) for name, (x, n) in logs.items()}
 
-    wrong = torch.tensor([[0, 2], [0, 0]])
+    wrong = torch.zeros(2, 6).bool()
+    wrong[0, :2] = True
     plain, every = losses(tokens, None)
     masked, logs = losses(tokens, wrong)
     assert logs["loss_1"][1] == 4 and logs["loss_2-17"][1] == 28 and every["loss_1"][1] == 8
