@@ -75,9 +75,8 @@ class Clips(torch.utils.data.Dataset):
     the last 64th; no caption is dropped.
 
     Not in the paper: a share `returns` of the captioned clips of several frames
-    contradicts the caption in latent frames, without loss, and returns to it. So
-    the model learns to trust the caption more than the frames before. wrong,
-    bool (t,), says where: see `wrong_latents`.
+    contradicts the caption in the latent frames `wrong`, bool (t,), without loss.
+    So the model learns to trust the caption more than the frames before.
     """
 
     def __init__(self, images, videos, seed, stage, resolution=64,
