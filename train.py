@@ -47,7 +47,7 @@ TOY = {
     "batch_size": (2, 16, 4, 2),
     "lr": (2e-3, 2e-3, 1.5e-3, 1e-3), "warmup": 100,
     "lambda_": 1.0,
-    "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.75, 0.75),
+    "micro_batch": 16, "save_every": 250, "returns": (0.0, 0.0, 0.75, 0.5),
     "perceptual_weight": 0.0,
     "adversarial_weight": 0.01, "adversarial_start": 0.6}
 FRAME_RANGES = {"1": (0, 1), "2-17": (1, 5), "18-33": (5, 9),
