@@ -75,7 +75,7 @@ def block(name):
     """What stands in docs/results.md about one claim."""
     found = measured(name)
     if not found:
-        return f"Not run yet: `python experiments/{name}.py`."
+        return f"Not finished: `python experiments/{name}.py`."
     lines = [f'<img src="../assets/{name}.png" width="50%" alt="{name}">', "",
              f"| difference, {found['sample']} | mean, 95 % interval | would be found |",
              "|---|---|---|"]
