@@ -16,7 +16,6 @@ writes the other 15: 60 new frames. So a minute is 390 frames in 7 clips.
 import functools
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -262,11 +261,10 @@ def main():
     machine.set_threads(model, most=2)
     for prompt, _ in args.scenes:
         if len(text.encode(prompt)) > model.config.text_len:
-            print(f"longer than {model.config.text_len} text tokens: {prompt}",
-                  file=sys.stderr)
+            machine.say(f"longer than {model.config.text_len} text tokens: {prompt}")
         unknown = set(re.findall(r"\w+", prompt)).difference(VOCABULARY)
         if unknown and model.config.text_tokenizer == "storybook":
-            print("no training caption has:", *sorted(unknown), file=sys.stderr)
+            machine.say(f"no training caption has: {' '.join(sorted(unknown))}")
     start = None
     if args.continue_from is not None:
         start = films.read_clip(args.continue_from, args.context, FPS,

@@ -101,7 +101,10 @@ def decoder_loss(model, config, text, tokens, captions, lambda_, wrong=None):
     B, t, h, w = tokens.shape
     # <sot> text <eot> <soi> v1 ... v(L-1) predicts v1 ... vL
     targets = tokens.flatten(1) + config.text_vocab
-    prefix = prefix_tokens(config, [text.encode(c) for c in captions])
+    texts = [text.encode(c) for c in captions]
+    if max(map(len, texts)) > config.text_len:
+        machine.say(f"captions end after {config.text_len} text tokens (--text-len)")
+    prefix = prefix_tokens(config, texts)
     fed = torch.cat([prefix.to(tokens.device), targets[:, :-1]], 1)
     if wrong is not None:
         without_loss = wrong.to(tokens.device).repeat_interleave(h * w, 1)
@@ -219,11 +222,12 @@ def main():
     clips, validation = (
         Clips(args.images, args.videos, args.seed, args.stage,
               training.size, args.returns, val) for val in (False, True))
+    validation[0, 0, FRAMES[args.stage]]  # no such clip? Now, not after hours
     batches = (keys for step in range(start, args.steps)
                for keys in micro_batches(args, step, rank, ranks))
     loader = iter(torch.utils.data.DataLoader(
         clips, batch_sampler=batches, num_workers=args.workers,
-        pin_memory=device.type == "cuda"))
+        pin_memory=device.type == "cuda", worker_init_fn=machine.leave_group))
 
     log, signals, skipped = machine.open_log(args, start), machine.stop_signals(), 0
     bar = tqdm(range(start, args.steps), NAMES[args.stage], args.steps,
@@ -271,10 +275,8 @@ def main():
                 training, objective, validation, FRAMES[args.stage])
         log(line)
         if skipped == 10:
-            raise ValueError("10 gradients in a row are not finite: "
-                             "try a lower --lr")
-        # stage 0's loss jumps when D begins to play
-        shown = "loss" if args.stage else "psnr"
+            raise ValueError("10 gradients in a row are not finite: lower --lr")
+        shown = "loss" if args.stage else "psnr"  # as D makes stage 0's loss jump
         bar.set_postfix({shown: line[shown]}, frames=frames)
         if saving or stop:
             machine.save(args, NAMES[args.stage], done, training, optimizer)

@@ -513,9 +513,29 @@ def test_an_unfinished_tokenizer_is_refused(tiny, tmp_path):
     load_tokenizer(tmp_path)
 
 
-def test_stage_0_needs_files(tiny, tmp_path):
+def test_stage_0_needs_files(tiny, tmp_path, corpus):
     """Shards of the toy have none."""
     run(PREPARE, "--clips", 2, "--ckpt", tiny, "--out", tmp_path / "toy")
     assert fails("train.py", "--stage", 0, "--videos", tmp_path / "toy", "--steps", 2,
                  "--batch-size", 2, "--out", tmp_path / "run", *TINY) == (
         f"train.py: {tmp_path / 'toy'} holds tokens of the toy, no files: use --videos toy")
+    # images are there, clips would be missed after many steps
+    run(PREPARE, "--index", "--source", "folder", "--input", corpus[0],
+        "--out", tmp_path / "files")
+    assert "no-such-folder" in fails(
+        "train.py", "--stage", 0, "--images", tmp_path / "files", "--videos", "no-such-folder",
+        "--steps", 2, "--batch-size", 2, "--out", tmp_path / "run", *TINY)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_files_that_came_later_are_not_passed_over(tiny, tmp_path, corpus):
+    films, out = tmp_path / "films", tmp_path / "out"
+    films.mkdir()
+    for name in "a.mp4", "a.txt", "wide.png", "wide.txt":
+        shutil.copy(corpus[0] / name, films)
+    args = [PREPARE, "--source", "folder", "--input", films, "--ckpt", tiny, "--out", out]
+    run(*args)
+    run(*args)
+    shutil.copy(films / "a.mp4", films / "another.mp4")
+    assert fails(*args) == (f"prepare.py: {out}/000000.json holds other files than there are now; "
+                            "choose another --out")

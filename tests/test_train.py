@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -309,13 +310,18 @@ def test_asked_to_stop_it_saves_first(tiny, tmp_path, ranks):
     gives what an uninterrupted run gives."""
     out = start_of(1, tiny, tmp_path / "out")
     args = ["--stage", 1, "--steps", 12, "--batch-size", 2, *TINY, "--out", out]
+    args += ["--workers", 1]  # one that gets the signals of its group would die of them
     training = subprocess.Popen(command("train.py", *args, ranks=ranks), env=ONE_THREAD,
+                                start_new_session=True,
                                 stderr=subprocess.PIPE, text=True, preexec_fn=lambda:
                                 signal.signal(signal.SIGINT, signal.default_int_handler))
     while not (out / "metrics.jsonl").exists():
         assert training.poll() is None
         time.sleep(0.01)
-    training.send_signal(signal.SIGTERM if ranks else signal.SIGINT)
+    if ranks:  # torchrun passes it on, to groups of processes
+        training.send_signal(signal.SIGTERM)
+    else:  # as a terminal does
+        os.killpg(training.pid, signal.SIGINT)
     error = training.communicate(timeout=120)[1]
     assert training.returncode and error.count("--resume goes on") == 1
     assert "Traceback" not in error or ranks  # torchrun's own
@@ -323,6 +329,17 @@ def test_asked_to_stop_it_saves_first(tiny, tmp_path, ranks):
     assert f"saved at step {step}; " in error and 0 < step < 12
     run("train.py", *args, "--resume")
     assert losses(out, 1) == pytest.approx(losses(tiny, 1), rel=1e-4 if ranks else 1e-6)
+
+
+def test_each_rank_asks_for_its_own_gpu_alone(monkeypatch):
+    """On another it would hold memory all the time."""
+    asked = mock.Mock(side_effect=ValueError)
+    monkeypatch.setattr(machine, "check_device", asked)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError):
+        machine.start_processes(SimpleNamespace(preset="toy", device="cuda"))
+    asked.assert_called_once_with("cuda:1")
 
 
 def test_one_training_at_a_time_in_a_folder(tiny, tmp_path):

@@ -21,7 +21,8 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image, ImageOps
 
-VIDEOS = {"mp4", "webm", "mov", "mkv", "avi", "gif"}
+VIDEOS = {"mp4", "m4v", "webm", "mov", "mkv", "avi", "gif", "mpg", "mpeg", "ts", "mts", "m2ts",
+          "wmv", "flv", "3gp"}
 IMAGES = {"png", "jpg", "jpeg", "webp"}
 # formats of broadcasting, whose clock may jump; raw streams, whose length is a guess
 UNRELIABLE = av.format.Flags.ts_discont.value | av.format.Flags.no_timestamps.value
@@ -128,7 +129,7 @@ def converter(*filters):
         graph = graph_for(frame.width, frame.height, frame.format.name, wide,
                           frame.colorspace, frame.color_range)
         graph.push(frame)
-        return upright(graph.pull().to_ndarray(), frame)
+        return np.ascontiguousarray(upright(graph.pull().to_ndarray(), frame))
     return convert
 
 

@@ -2,7 +2,7 @@
 of a training. It imports none of the five.
 
     check_device, check_seed, check_compiler,    what a user asks for
-    check_memory, check_cudnn
+    check_memory, check_cudnn, say
     start_processes, shard, of_all_ranks         one process, DDP, FSDP
     exchange_gradients, means, stop_signals     of a training step
     fast_dtype, autocast, set_threads, compiled  what is fast here
@@ -13,6 +13,7 @@ of a training. It imports none of the five.
 """
 import contextlib
 import dataclasses
+import datetime
 import errno
 import fcntl
 import functools
@@ -68,8 +69,25 @@ def check_cudnn(device):
 
 
 def reading_workers():
-    """How many processes may read files: this rank's cores but one."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
+    """How many processes may read files: this rank's cores but one, of those that a
+    cluster allots."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
+
+
+def leave_group(_):
+    """In a process that reads files: a signal to the training's process group, by Ctrl-C or
+    torchrun, is not for it. It ends with the training."""
+    os.setpgrp()
+
+
+@functools.cache
+def say(line):
+    """Print a line, once, and on the first rank alone."""
+    if FIRST:
+        print(line, file=sys.stderr)
 
 
 def check_memory(network, args, device):
@@ -98,7 +116,12 @@ def start_processes(args):
         raise ValueError(f"torch {torch.__version__} finds no GPU here (an old driver?); "
                          f"--device cpu trains {args.preset} without one")
     args.device = args.device or DEVICE
-    check_device(args.device)
+    rank = int(os.environ.get("RANK", 0))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    device = args.device
+    if device == "cuda" and ranks > 1:
+        device = "cuda:" + os.environ["LOCAL_RANK"]
+    check_device(device)  # this rank's alone: on another it would hold memory
     check_seed(args.seed)
     if args.stage == 0:
         check_cudnn(args.device)
@@ -107,18 +130,14 @@ def start_processes(args):
     if args.compile:  # layer by layer, which already overlaps with DDP's work
         check_compiler(args.device)
         torch._dynamo.config.optimize_ddp = False
-    rank = int(os.environ.get("RANK", 0))
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
     if args.fsdp and (args.stage == 0 or "RANK" not in os.environ):
         raise ValueError("--fsdp is for stages 1 to 3 under torchrun")
     if args.batch_size % ranks:
         raise ValueError(f"{ranks} processes cannot share --batch-size {args.batch_size}")
-    device = args.device
-    if device == "cuda" and ranks > 1:
-        device = "cuda:" + os.environ["LOCAL_RANK"]
+    if torch.device(device).index is not None:
         torch.cuda.set_device(device)
-    if ranks > 1 or args.fsdp:
-        dist.init_process_group()  # gloo on a CPU, NCCL on GPUs
+    if ranks > 1 or args.fsdp:  # gloo on a CPU, NCCL on GPUs; all wait while one saves
+        dist.init_process_group(timeout=datetime.timedelta(hours=1))
     return rank, ranks, torch.device(device)
 
 
@@ -429,8 +448,9 @@ def open_log(args, start):
 
 
 def run_script(main, *more):
-    """main(). What a user can mend, i.e. ValueError, OSError, a missing package and
-    exceptions of `more` kinds, ends the process with one line, Ctrl-C with none."""
+    """main(). What a user can mend, i.e. ValueError, OSError, too little memory on a GPU, a
+    missing package and exceptions of `more` kinds, ends the process with one line, Ctrl-C
+    with none."""
     name = os.path.basename(sys.argv[0])
     try:
         main()
@@ -440,7 +460,7 @@ def run_script(main, *more):
         older = "" if isinstance(e, ModuleNotFoundError) else "-U "
         package = f"pip install {older}{e.name}".partition(".")[0]
         sys.exit(f"{name}: {package if e.name else e}")
-    except (ValueError, OSError, *more) as e:
+    except (ValueError, OSError, torch.OutOfMemoryError, *more) as e:
         lines = str(e).strip().splitlines() or [type(e).__name__]
         of_worker = lines[0].startswith("Caught ")  # then its traceback
         sys.exit(f"{name}: {lines[-1 if of_worker else 0]}")

@@ -24,6 +24,7 @@ import contextlib
 import csv
 import ctypes
 import glob
+import hashlib
 import io
 import itertools
 import json
@@ -323,7 +324,7 @@ def tar_items(path):
         yield Item(tar, reason=f"broken tar ({reason})")
 
 def parts(args):
-    """All Items in parts: of --part Items, or a tar each."""
+    """All Items in parts, of --part Items or a tar each -> names, Items."""
     if args.source == "tar":
         tars = [args.input]
         if os.path.isdir(args.input):
@@ -332,7 +333,7 @@ def parts(args):
         if all(ending(path) in PACKED for path in tars):
             raise ValueError(f"{args.input}: no .tar; packed ones, such as .tar.gz, "
                              "must be unpacked first")
-        yield from map(tar_items, tars)
+        yield from (([os.path.basename(path)], tar_items(path)) for path in tars)
         return
     if args.source == "toy":
         items = (ToyItem(str(i), args.seed) for i in range(args.clips))
@@ -341,7 +342,7 @@ def parts(args):
     else:
         items = csv_items(args.input, args.root, args.columns)
     while part := list(itertools.islice(items, args.part)):
-        yield part
+        yield [item.name for item in part], part
 
 # ---------------------------------------------------------------------------
 # encoding
@@ -383,8 +384,9 @@ class Part:
         tokens = self.encode(np.stack(self.waiting.pop(frames)))
         self.tokens.setdefault(tokens.shape[1], []).append(tokens)
 
-    def save(self, path):
-        """path: OUT/PART. PART.json comes last: without it there is no part."""
+    def save(self, path, files):
+        """path: OUT/PART. PART.json comes last: without it there is no part.
+        files: a hash of the names that it was made of."""
         for frames in list(self.waiting):
             self.encode_waiting(frames)
         for t, rows in self.rows.items():
@@ -394,7 +396,8 @@ class Part:
             if t in self.tokens:
                 write_array(f"{path}.t{t}.tokens.npy", np.concatenate(self.tokens[t]))
         counts = {t: len(rows) for t, rows in self.rows.items()}
-        write(path + ".json", json_lines([{"clips": counts, "skipped": self.skipped}]))
+        write(path + ".json", json_lines([
+            {"clips": counts, "skipped": self.skipped, "files": files}]))
 
 def json_lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -591,11 +594,17 @@ def main():
 
     def todo():
         """(part, Item) of this rank, and (part, None) at a part's end."""
-        for i, items in enumerate(parts(args)):
+        for i, (names, items) in enumerate(parts(args)):
             path = os.path.join(args.out, f"{i:06d}")
-            if i % RANKS == RANK and not os.path.exists(path + ".json"):
-                yield from ((path, item) for item in items)
-                yield path, None
+            files = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+            if os.path.exists(path + ".json"):
+                with open(path + ".json") as f:
+                    if json.load(f).get("files", files) != files:
+                        raise ValueError(f"{path}.json holds other files than there are now; "
+                                         "choose another --out")
+            elif i % RANKS == RANK:
+                yield from (((path, files), item) for item in items)
+                yield (path, files), None
 
     work = todo()
     first = list(itertools.islice(work, 1))  # a bad --input fails before --out is touched
@@ -614,7 +623,7 @@ def main():
         if name:
             bar.update()
         else:
-            part.save(path)
+            part.save(*path)
             part = Part(encode, args.batch_size)
     bar.close()
 
