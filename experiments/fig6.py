@@ -14,7 +14,6 @@ import functools
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common import (
     DEVICE,
@@ -25,7 +24,6 @@ from common import (
     drawn,
     drawn_videos,
     frame_losses,
-    kept,
     over_time,
     pyplot,
     ready,
@@ -55,11 +53,12 @@ def continuations(world, i, attributes):
 
 
 def main():
-    args = arguments(__doc__, clips=512, n=100)
+    args = arguments(__doc__, clips=512, n=50)
     world = ready()
-    lines = [kept("fig6", ["loss", i], lambda: continuations(world, i, a))
-             for i, a in enumerate(tqdm(drawn(6, args.clips)))]
-    new, old, mixed = (np.array([line[name] for line in lines]) for name in ("new", "old", "mixed"))
+    losses = all_kept("fig6", {("loss", i): functools.partial(continuations, world, i, a)
+                               for i, a in enumerate(drawn(6, args.clips))}).values()
+    new, old, mixed = (np.array([line[name] for line in losses])
+                       for name in ("new", "old", "mixed"))
 
     wanted = drawn(7, args.n)
 

@@ -50,7 +50,7 @@ def look(world, i, attributes, name):
 
 
 def main():
-    args = arguments(__doc__, n=200)
+    args = arguments(__doc__, n=100)
     world, wanted = ready(), drawn(8, args.n)
     found = all_kept("fig7", {(name, i): functools.partial(look, world, i, a, name)
                               for name in CODES for i, a in enumerate(wanted)})

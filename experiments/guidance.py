@@ -39,7 +39,7 @@ def look(world, i, attributes, form, scale):
 
 
 def main():
-    args = arguments(__doc__, n=200)
+    args = arguments(__doc__, n=100)
     world, wanted = ready(), drawn(11, args.n + 50, held=True)
     found = all_kept("guidance", {
         (kind, scale, i): functools.partial(look, world, i, a, form, scale)
