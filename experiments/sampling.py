@@ -88,9 +88,9 @@ def measure(world, rule, scale, temperature):
 def main():
     arguments(__doc__)
     world = ready()
-    points = [(rule, scale, 0.6) for rule in RULES for scale in (1.0, 1.5, 2.5, 3.5, 5.0, 7.5)
-              if scale != 1 or rule in ("top-k", "floor")]
-    points += [(rule, scale, 1.0) for rule in RULES for scale in (1.5, 3.5, 7.5)]
+    points = [(rule, scale, temperature) for temperature in TEMPERATURES for rule in RULES
+              for scale in (1.5, 3.5, 7.5)]
+    points += [(rule, scale, 0.6) for rule in ("top-k", "floor") for scale in (1.0, 2.5, 5.0)]
     found = all_kept("sampling", {x: functools.partial(measure, world, *x) for x in points})
     most = 1.25 * found["top-k", 1.5, 0.6]["land"]
 
@@ -117,7 +117,7 @@ def main():
     for row, (name, label) in zip(axes, names.items()):
         for axis, temperature in zip(row, TEMPERATURES):
             for rule in RULES:
-                at = [x for x in points if (x[0], x[2]) == (rule, temperature)]
+                at = sorted(x for x in points if (x[0], x[2]) == (rule, temperature))
                 axis.plot([x[1] for x in at], [np.mean(found[x][name]) for x in at], "o-",
                           label=rule, markersize=3)
         row[0].set_ylabel(label)

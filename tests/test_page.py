@@ -195,8 +195,12 @@ def test_a_visit(page, tmp_path):
     change = abs(np.diff(two, axis=0)).mean((1, 2, 3))
     assert (change > 0).all() and change[12] <= 1.5 * change[:12].max()
 
+    page.fill("#prompt", DAY.replace("balloon", "dragon"))
+    page.click("#cut")
+    assert page.inner_text("#unknown") == "No training caption has: dragon"
     page.fill("#prompt", NIGHT)
     page.click("#cut")
+    assert page.inner_text("#unknown") == ""
     page.wait_for_function("shown.some(([clock]) => clock.endsWith('night'))")
     start = page.evaluate("shown.findIndex(([clock]) => clock.endsWith('night'))")
     assert (start - 13) % 8 == 0  # at the end of a clip

@@ -79,6 +79,9 @@ function ask(cut) {
   const seen = cut ? [] : film.slice(-$("context").value);
   next = null;
   prompts[++scene] = $("prompt").value;
+  const words = new Set(config.words.length ? $("prompt").value.match(/\w+/g) : []);
+  const unknown = [...words].filter((word) => !config.words.includes(` ${word}`)).join(" ");
+  $("unknown").textContent = unknown && `No training caption has: ${unknown}`;
   worker.postMessage({
     scene,
     prompt: $("prompt").value,
