@@ -1,6 +1,6 @@
 """Figure 6: videos extended with and without token re-encoding.
 
-Decides: the loss of the true continuation of 512 drawn clips, paired, frames 66-125, encoded from
+Decides: the loss of the true continuation of 256 drawn clips, paired, frames 66-125, encoded from
 frame 61 on, given frames 61-65 by their old tokens, which were encoded with all that went before,
 minus given the tokens that this encoding begins with. Inside +-0.02 nats per token there is no
 difference to speak of; else above 0 is a yes.
@@ -53,7 +53,7 @@ def continuations(world, i, attributes):
 
 
 def main():
-    args = arguments(__doc__, clips=512, n=50)
+    args = arguments(__doc__, clips=256, n=50)
     world = ready()
     losses = all_kept("fig6", {("loss", i): functools.partial(continuations, world, i, a)
                                for i, a in enumerate(drawn(6, args.clips))}).values()

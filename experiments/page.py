@@ -7,7 +7,8 @@
 One prompt, as many seconds of video by each: the page on one thread, the page isolated from other
 origins, which gives it threads, and sample.py on as many. A line for each: seconds of video per
 second, processor seconds per second of video, and for the page what was loaded, and the memory of
-its process after the first clip and at the end. Needs: pip install playwright; chromium
+its process after the first clip and at the end, as it is and once its garbage is collected. Needs:
+pip install playwright; chromium
 """
 import argparse
 import contextlib
@@ -69,17 +70,25 @@ def served(isolated=False, folder=ROOT / "docs" / "play", runtime=RUNTIME):
         server.shutdown()
 
 
-def renderer(browser):
-    """The process of the page -> its processor seconds, and its memory in MB."""
+def renderer(browser, page):
+    """The process of the page -> its processor seconds, and its memory in MB, before and after
+    its garbage is collected."""
     processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
     busiest = max((p for p in processes if p["type"] == "renderer"), key=lambda p: p["cpuTime"])
-    status = Path(f"/proc/{busiest['id']}/status").read_text()
-    return busiest["cpuTime"], int(status.split("VmRSS:")[1].split()[0]) / 1e3
+    memory = []
+    for _ in range(2):
+        status = Path(f"/proc/{busiest['id']}/status").read_text()
+        memory.append(int(status.split("VmRSS:")[1].split()[0]) / 1e3)
+        for place in (page, *page.workers):
+            place.evaluate("gc()")
+        time.sleep(0.5)
+    return busiest["cpuTime"], memory
 
 
 def measure_page(p, seconds, isolated):
     with served(isolated) as address:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = p.chromium.launch(executable_path=CHROMIUM,
+                                    args=["--no-sandbox", "--js-flags=--expose-gc"])
         page = browser.new_page()
         page.set_default_timeout(0)
         page.add_init_script(RECORD)
@@ -90,10 +99,10 @@ def measure_page(p, seconds, isolated):
         page.fill("#prompt", PROMPT)
         page.click("#play")
         page.wait_for_function("clips.length >= 1")
-        before, memory = renderer(browser)
+        before, memory = renderer(browser, page)
         page.wait_for_function(
             f"clips.slice(1).reduce((sum, clip) => sum + clip.frames, 0) >= {seconds * FPS}")
-        after, memory_at_end = renderer(browser)
+        after, memory_at_end = renderer(browser, page)
         clips = page.evaluate("clips.slice(1)")
         browser.close()
     total = {name: sum(clip[name] for clip in clips)
