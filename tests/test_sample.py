@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import math
 import os
@@ -295,11 +296,13 @@ def test_clips_of_all_lengths_share_their_graphs(loaded, window, eager):
 
 
 def test_the_compiled_step_draws_the_same_tokens(loaded, tiny, tmp_path, monkeypatch):
-    """For real, over two lengths of the cache, by guessing, in a second video, too; and
-    --compile takes it."""
-    model, _, text = loaded
+    """For real, over two lengths of the cache, by guessing, in a second video, too, and by
+    another model, whose layers are others; and --compile takes it."""
+    first, _, text = loaded
+    other = copy.deepcopy(first)
+    other.model.layers = first.model.layers[::-1]
     how = 210, 3.0, 10, 1.0
-    for seed, prompt in enumerate((PROMPT, "another")):
+    for seed, (prompt, model) in enumerate(((PROMPT, first), ("another", first), (PROMPT, other))):
         prefix = prefix_tokens(model.config, [text.encode(prompt)])
         plain = generate_tokens(model, prefix, *how, [torch.Generator().manual_seed(seed)])
         fast = jacobi(model, prefix, *how, [torch.Generator().manual_seed(seed)], window=8,

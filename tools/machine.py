@@ -239,15 +239,21 @@ def set_threads(model, most=1):
 @functools.cache
 def compiled(function, device_type):
     """A function of a model compiled: a CUDA graph on a GPU, C++ on a CPU, with
-    the weights joined (q, k and v are one product) in a faster layout."""
+    the weights joined (q, k and v are one product) in a faster layout. Each call
+    checks first that the graph fits. Nothing inside a layer is checked, which took
+    longer than all else: no layer is changed between calls."""
     check_compiler(device_type)
     gpu = device_type == "cuda"
+
+    def outside_layers(guards):
+        return ["['layers']._modules[" not in guard.name for guard in guards]
+
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.freezing = not gpu
     torch._inductor.config.cpp_wrapper = not gpu
     torch._inductor.config.cpp.enable_concat_linear = True
-    return torch.compile(function, fullgraph=True, dynamic=False,
-                         mode="reduce-overhead" if gpu else "default")
+    return torch.compile(function, fullgraph=True, dynamic=False, options={
+        "guard_filter_fn": outside_layers, "triton.cudagraphs": gpu})
 
 
 # ---- the files of a training; args: train.py's ----
