@@ -240,10 +240,10 @@ def interval(values):
         bounds = [values[0]] * 2
     elif values.dtype == bool:
         bounds = stats.binomtest(int(values.sum()), len(values)).proportion_ci()
-    elif len(values) < 30:
-        bounds = stats.t(len(values) - 1, values.mean(), stats.sem(values)).interval(0.95)
     elif values.std() == 0:
         bounds = values[:2]
+    elif len(values) < 30:
+        bounds = stats.t(len(values) - 1, values.mean(), stats.sem(values)).interval(0.95)
     else:
         bounds = stats.bootstrap((values,), np.mean, method="percentile",
                                  random_state=np.random.default_rng(0)).confidence_interval

@@ -103,13 +103,15 @@ def main():
     right = {x: [np.mean(final[*x, i]["windows"]) for i in range(12)] for x in finalists}
     best = max(finalists, key=lambda x: np.mean(right[x]))
     paper = "top-k", best[1], best[2]
+    beside = [(rule, *best[1:]) for rule in RULES]
+    name = "{}, guidance {:g}, temperature {:g}".format
     result("sampling", "12 prompts of 40 s and 12 switches at each point",
-           {f"as prompted: {best} minus {paper}":
+           {f"windows as prompted: {name(*best)}, minus top-k alone":
             np.subtract(found[best]["windows"], found[paper]["windows"])}, {},
-           {"windows as prompted": {str(x): found[x]["windows"] for x in points},
-            "over three minutes": {str(x): right[x] for x in finalists},
-            "switched": {str(x): found[x]["switched"] for x in points},
-            "distance of new land, pixels": {str(x): [found[x]["land"]] for x in points}})
+           {"windows as prompted": {name(*x): found[x]["windows"] for x in beside},
+            "switches followed": {name(*x): np.array(found[x]["switched"], bool) for x in beside},
+            "distance of new land, pixels": {name(*x): [found[x]["land"]] for x in beside},
+            "windows as prompted over three minutes": {name(*x): right[x] for x in finalists}})
 
     figure, axes = pyplot.subplots(3, len(TEMPERATURES), figsize=(7, 5), sharex=True,
                                    sharey="row", layout="constrained")
