@@ -316,7 +316,7 @@ def direct_labels(axes, curves):
     for label, (x, y) in sorted(curves.items(), key=lambda curve: curve[1][1][-1]):
         height = max(y[-1], height + gap)
         axes.annotate(" " + label, (x[-1], height), color=lines[label].get_color(), va="center",
-                      fontsize=8)
+                      fontsize=8, annotation_clip=False)
 
 
 def exact_bars(axes, shares):
