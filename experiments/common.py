@@ -234,7 +234,7 @@ def by_range(losses):
 
 def interval(values):
     """Mean and 95 % interval -> mean, low, high. Of bools: exact (Clopper and Pearson); of fewer
-    than 30 numbers, i.e. of trainings: Student's t; of more, i.e. of prompts: by the bootstrap."""
+    than 30 numbers: Student's t; of more: by the bootstrap."""
     values = np.asarray(values)
     if len(values) < 2:
         bounds = [values[0]] * 2

@@ -5,7 +5,7 @@ one's weights, new ones as if they were not there, and is trained for --steps st
 shipped decoder is trained on its tokens, --decoder steps.
 
     none         a latent frame sees its own frames only
-    as shipped   kernels in time where time is halved and at the coarsest level, 2 blocks there
+    as shipped   kernels in time where the picture is halved and at its coarsest, 2 blocks there
     whole clip   kernels in time at all levels, 6 blocks at the coarsest
 
 Of --clips drawn clips of 125 frames, encoded from frame 0 or from frame 61 on ("fresh"): the share

@@ -71,7 +71,7 @@ def main():
             f"windows as prompted, {args.n} prompts of a minute: 17 frames minus 5":
             share[17] - share[5]},
            {"loss of the next 32 frames": loss, "windows as prompted": share, "seam": seams,
-            "clips per minute": {c: [390 / (65 - c)] for c in CONTEXTS}}, margin=0.02)
+            "clips of a minute": {c: [1 + np.ceil(325 / (65 - c))] for c in CONTEXTS}}, margin=0.02)
     figure, (above, below) = pyplot.subplots(2, figsize=(3.6, 3.6), sharex=True,
                                              layout="constrained")
     above.plot(CONTEXTS, [x.mean() for x in loss.values()], "o-")

@@ -2,7 +2,7 @@
 
 For each of 20 prompts, a minute clip by clip: each clip is written by guessing with several
 windows and, from the same frames and noise, one token at a time. Counted are tokens per pass,
-passes for each second of video, and the first token of a clip that differs: in exact arithmetic
+passes for each latent frame, and the first token of a clip that differs: in exact arithmetic
 none would, but a pass of another shape may round differently. What follows a difference differs
 for that reason alone, so tokens up to the first one are counted.
 

@@ -6,7 +6,7 @@ one's probability with the caption, before guidance, are forbidden; min-p, the s
 top-p, the most likely codes that make up 0.9. Each over guidance and temperature.
 Measured: 12 prompts of 40 s (the share of their windows of ten seconds that are as prompted;
 how far new land is from the world's own, in pixels), and 12 switches, half of color and half of
-traveller (the share that shows the new one after four seconds of ten).
+traveller (the share that shows the new one after 4 seconds of 9.2).
 Decides: the windows as prompted, the chosen point minus the paper's rule at the same temperature.
 The choice: of the points of the two rules that sample.py has (top-k and the floor) whose land is at
 most a quarter further from the world's own than by the paper's rule at guidance 1.5 and temperature

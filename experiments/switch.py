@@ -1,7 +1,7 @@
 """Prompts that change: ten seconds of one prompt go on with another that differs in one attribute.
 
 Decides: the share of switches of color after which the video shows all that the new prompt says, in
-its last six seconds of ten; 60 pairs of prompts. 50 of 60 (0.83) and more are a yes.
+its last 5.2 seconds of 9.2; 60 pairs of prompts. An interval above 50 of 60 (0.83) is a yes.
 Also: the same for traveller, sky, land, way and speed, and with the weights of --before, which saw
 no clip that contradicts its caption.
 

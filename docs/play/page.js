@@ -30,7 +30,7 @@ function start() {
   };
   const names = Object.keys(missing).filter((name) => missing[name]);
   if (names.length) return fail(`This browser lacks ${names.join(" and ")}, which the page needs.`);
-  $("status").textContent = "Loading the model and the program that computes it, 20 to 30 MB ...";
+  $("status").textContent = "Loading the model and the program that computes it, some 30 MB ...";
   worker = new Worker(`worker.js${location.search}`, { type: "module" });
   worker.onerror = () => fail("The worker could not be started: a browser of 2023 or later can.");
   worker.onmessage = ({ data }) => {
