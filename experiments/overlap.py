@@ -54,7 +54,7 @@ def look(world, a, i):
 
 
 def main():
-    args = arguments(__doc__, n=12, clips=64)
+    args = arguments(__doc__, n=8, clips=64)
     world, wanted = ready(), drawn(26, args.n)
     found = all_kept("overlap", {
         ("loss", i): functools.partial(look, world, a, i)
