@@ -29,7 +29,7 @@ CLAIMS = {
     "tab1": ("Tab. 1", "larger models are better", "nats"),
     "length": ("Length", "5 minutes are as good as 10 s, within .1", "of videos"),
     "guidance": ("Guidance", "guidance helps to follow the text", "of videos"),
-    "memory": ("Re-encoding", "it matters for a tokenizer of long memory", "nats"),
+    "memory": ("Re-encoding", "it matters more for a tokenizer that may look far back", "nats"),
     "switch": ("Switch", "another color in the prompt is followed, by over 50 of 60", "of videos"),
     "returns": ("Returns", "clips that contradict their caption cost clean ones", "nats"),
     "sampling": ("Sampling", "the chosen rule keeps more videos as prompted", "of windows"),
