@@ -65,14 +65,14 @@ def main():
     share = {c: np.array([np.mean(line["as prompted"]) for line in x]) for c, x in lines.items()}
     seams = {c: [line["seam"] for line in x] for c, x in lines.items()}
     loss = dict(zip(CONTEXTS, np.transpose([found["loss", i]["loss"] for i in range(args.clips)])))
-    what = "loss of the next 32 frames: {} frames of overlap minus 17"
+    what = "loss of the next 32 frames: {}-frame overlap minus 17"
     result("overlap", f"{args.clips} clips", {what.format(5): loss[5] - loss[17]},
            {what.format(c): loss[c] - loss[17] for c in (1, 9, 33)} | {
             f"windows as prompted, {args.n} prompts of a minute: 17 frames minus 5":
             share[17] - share[5]},
            {"loss of the next 32 frames": loss, "windows as prompted": share, "seam": seams,
             "clips of a minute": {c: [1 + np.ceil(325 / (65 - c))] for c in CONTEXTS}}, margin=0.02)
-    figure, (above, below) = pyplot.subplots(2, figsize=(3.6, 3.6), sharex=True,
+    figure, (above, below) = pyplot.subplots(2, figsize=(4.4, 3.6), sharex=True,
                                              layout="constrained")
     above.plot(CONTEXTS, [x.mean() for x in loss.values()], "o-")
     below.plot(CONTEXTS, [np.mean(x) for x in seams.values()], "o-")
